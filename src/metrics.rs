@@ -1,0 +1,395 @@
+//! Every metric, declared once, with the rise that means trouble in its comment. Labels come from closed sets and configured names, never from
+//! a request, and every series that can be known exists from the start.
+
+use std::sync::Arc;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::config::Config;
+use crate::normalize::Known;
+
+/// The values of the label `outcome` of `webhooks_total`.
+pub const OUTCOMES: [&str; 9] = [
+    "accepted",
+    "duplicate",
+    "missing_header",
+    "malformed_header",
+    "bad_signature",
+    "outside_tolerance",
+    "too_large",
+    "too_slow",
+    "unavailable",
+];
+/// The values of the label `reason` of `unavailable_total`.
+pub const UNAVAILABLE_REASONS: [&str; 7] =
+    ["journal_full", "disk", "deadline", "queue_full", "memory", "shutting_down", "panic"];
+/// The values of the label `reason` of `http_refused_total`.
+pub const HTTP_REFUSED_REASONS: [&str; 4] = ["not_found", "method", "headers", "bad_request"];
+/// The values of the label `reason` of `events_parked_total`.
+pub const PARKED_REASONS: [&str; 4] = ["too_large", "rejected", "corrupt", "other"];
+/// The values of the label `reason` of `topic_held`.
+pub const HELD_REASONS: [&str; 5] = ["topic_missing", "forbidden", "unroutable", "not_enough_replicas", "nack"];
+/// The values of the label `reason` of `publish_failures_total`.
+pub const FAILURE_REASONS: [&str; 12] = [
+    "topic_missing",
+    "forbidden",
+    "unroutable",
+    "not_enough_replicas",
+    "nack",
+    "too_large",
+    "rejected",
+    "disconnected",
+    "timeout",
+    "blocked",
+    "fatal",
+    "unknown",
+];
+/// The values of the label `state` of `ledger_events`.
+pub const LEDGER_STATES: [&str; 5] = ["accepted", "published", "pending", "parked", "discarded"];
+
+/// All metrics, and the registry that writes them.
+pub struct Metrics {
+    registry: Registry,
+    pub ingress: IngressMetrics,
+    pub accounts: AccountMetrics,
+    pub journal: JournalMetrics,
+    pub publish: PublishMetrics,
+}
+
+/// The way in.
+pub struct IngressMetrics {
+    /// By account and outcome. `bad_signature` rises: a secret was changed at SIPSIM, or somebody knocks. `unavailable` rises: events are lost.
+    pub webhooks: IntCounterVec,
+    /// By reason: why we said 503.
+    pub unavailable: IntCounterVec,
+    /// By reason: requests that are no webhooks. Rises with scanners; `not_found` alone: a wrong URL at SIPSIM.
+    pub http_refused: IntCounterVec,
+    /// At `ingress.connections_max` idle ones are closed first.
+    pub connections: IntGauge,
+    /// From a request's first byte to its answer, seconds. SIPSIM gives up at 2.
+    pub duration: Histogram,
+}
+
+/// Per account: who sends, and with which secret.
+pub struct AccountMetrics {
+    /// Accepted after all, since the secret came to be known (`keep_refused`).
+    pub recovered: IntCounterVec,
+    /// Signing time of the newest correctly signed request less our clock; far from 0: a clock is wrong.
+    pub clock_skew: Gauge,
+    /// Stops: SIPSIM sends nothing, or nothing reaches us.
+    pub last_accepted: GaugeVec,
+    /// Rows written, by account and event.
+    pub accepted: IntCounterVec,
+    /// By `events.discard`.
+    pub discarded: IntCounterVec,
+    /// When the old secret stops moving, it can go.
+    pub secret_last_used: GaugeVec,
+    pub secrets_loaded: IntGaugeVec,
+    /// 0 while a secret or certificate file is reported as unusable.
+    pub last_reload_successful: IntGauge,
+    /// By where: `ingress`, or an output's name. Days left: subtract `time()`.
+    pub certificate_expiry: GaugeVec,
+}
+
+/// The promise on disk.
+pub struct JournalMetrics {
+    /// Live data and WAL. At 80 % of `journal_size_max_bytes` history gives way; at 100 % of debt alone we answer 503.
+    pub bytes: IntGauge,
+    pub size_max: IntGauge,
+    /// Of the disk. At `journal.free_min` we answer 503.
+    pub free: IntGauge,
+    /// One group's commit with its sync, seconds. Rises: the disk is slow.
+    pub commit_duration: Histogram,
+    /// Events in one commit.
+    pub commit_events: Histogram,
+    /// 1: a corrupt or newer file was set aside at start.
+    pub set_aside: IntGauge,
+}
+
+/// The way out, per output.
+pub struct PublishMetrics {
+    /// By output and event: first deliveries confirmed by the broker.
+    pub published: IntCounterVec,
+    pub replayed: IntCounterVec,
+    /// By output and reason. Rises: somebody must look at `journal list --state parked`.
+    pub parked_total: IntCounterVec,
+    pub pending: IntGaugeVec,
+    pub parked: IntGaugeVec,
+    /// 1 for a topic that waits to be mended. By output, topic and reason.
+    pub held: IntGaugeVec,
+    /// Kept in the journal: accepted = published + pending + parked + discarded.
+    pub ledger: IntGaugeVec,
+    /// Seconds; 0 when nothing is pending.
+    pub oldest_pending_age: GaugeVec,
+    pub failures: IntCounterVec,
+    /// From handing a record to the client to its confirmation, seconds.
+    pub duration: HistogramVec,
+    /// From arrival to confirmation, seconds.
+    pub delay: HistogramVec,
+    pub up: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Every metric at its start for this configuration.
+    pub fn new(config: &Config) -> Arc<Self> {
+        let r = Registry::new();
+        let metrics = Self {
+            ingress: IngressMetrics::new(&r),
+            accounts: AccountMetrics::new(&r),
+            journal: JournalMetrics::new(&r),
+            publish: PublishMetrics::new(&r),
+            registry: r,
+        };
+        let build = int_gauge_vec(&metrics.registry, "build_info", "Which version runs.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
+        metrics.create_series(config);
+        Arc::new(metrics)
+    }
+
+    /// The Prometheus text of all series.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(64 * 1024);
+        // Writing to memory cannot fail, and every family has the type that it was registered with.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        text
+    }
+
+    fn create_series(&self, config: &Config) {
+        let events: Vec<&str> = Known::ALL
+            .iter()
+            .map(|known| known.as_str())
+            .chain(config.events.extra.iter().map(|name| &**name))
+            .chain(["unknown"])
+            .collect();
+        for reason in UNAVAILABLE_REASONS {
+            self.ingress.unavailable.with_label_values(&[reason]);
+        }
+        for reason in HTTP_REFUSED_REASONS {
+            self.ingress.http_refused.with_label_values(&[reason]);
+        }
+        for account in &config.accounts {
+            let account = account.name.as_str();
+            for outcome in OUTCOMES {
+                self.ingress.webhooks.with_label_values(&[account, outcome]);
+            }
+            self.accounts.recovered.with_label_values(&[account]);
+            self.accounts.last_accepted.with_label_values(&[account]);
+            self.accounts.secrets_loaded.with_label_values(&[account]);
+            for event in &events {
+                self.accounts.accepted.with_label_values(&[account, event]);
+                self.accounts.discarded.with_label_values(&[account, event]);
+            }
+        }
+        for output in &config.outputs {
+            let output = output.name.as_str();
+            for event in &events {
+                self.publish.published.with_label_values(&[output, event]);
+            }
+            for reason in PARKED_REASONS {
+                self.publish.parked_total.with_label_values(&[output, reason]);
+            }
+            for reason in FAILURE_REASONS {
+                self.publish.failures.with_label_values(&[output, reason]);
+            }
+            for state in LEDGER_STATES {
+                self.publish.ledger.with_label_values(&[output, state]);
+            }
+            self.publish.replayed.with_label_values(&[output]);
+            self.publish.pending.with_label_values(&[output]);
+            self.publish.parked.with_label_values(&[output]);
+            self.publish.oldest_pending_age.with_label_values(&[output]);
+            self.publish.duration.with_label_values(&[output]);
+            self.publish.delay.with_label_values(&[output]);
+            self.publish.up.with_label_values(&[output]);
+        }
+        self.accounts.last_reload_successful.set(1);
+        self.journal.size_max.set(i64::try_from(config.journal.size_max).unwrap_or(i64::MAX));
+    }
+}
+
+impl IngressMetrics {
+    fn new(r: &Registry) -> Self {
+        Self {
+            webhooks: int_counter_vec(r, "webhooks_total", "Answers to webhooks, by outcome.", &["account", "outcome"]),
+            unavailable: int_counter_vec(r, "unavailable_total", "Answers 503, by reason.", &["reason"]),
+            http_refused: int_counter_vec(r, "http_refused_total", "Requests that are no webhooks.", &["reason"]),
+            connections: int_gauge(r, "http_connections", "Open connections to the public port."),
+            duration: histogram(
+                r,
+                "webhook_duration_seconds",
+                "From a webhook's first byte to its answer.",
+                &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.8, 2.0, 5.0],
+            ),
+        }
+    }
+}
+
+impl AccountMetrics {
+    fn new(r: &Registry) -> Self {
+        Self {
+            recovered: int_counter_vec(
+                r,
+                "webhooks_recovered_total",
+                "Refused webhooks that a secret which came later proved genuine.",
+                &["account"],
+            ),
+            clock_skew: gauge(
+                r,
+                "clock_skew_seconds",
+                "Signing time of the newest correctly signed webhook less the relay's clock.",
+            ),
+            last_accepted: gauge_vec(
+                r,
+                "last_accepted_timestamp_seconds",
+                "When a webhook was last accepted; kept across restarts.",
+                &["account"],
+            ),
+            accepted: int_counter_vec(r, "events_accepted_total", "Events written to the journal.", &["account", "event"]),
+            discarded: int_counter_vec(
+                r,
+                "events_discarded_total",
+                "Events that configuration discards.",
+                &["account", "event"],
+            ),
+            secret_last_used: gauge_vec(
+                r,
+                "secret_last_used_timestamp_seconds",
+                "When a webhook was last verified with this secret.",
+                &["account", "secret"],
+            ),
+            secrets_loaded: int_gauge_vec(r, "secrets_loaded", "Secrets in force.", &["account"]),
+            last_reload_successful: int_gauge(
+                r,
+                "last_reload_successful",
+                "0 while a secret or certificate file cannot be used.",
+            ),
+            certificate_expiry: gauge_vec(
+                r,
+                "certificate_expiry_timestamp_seconds",
+                "When a certificate ends.",
+                &["where"],
+            ),
+        }
+    }
+}
+
+impl JournalMetrics {
+    fn new(r: &Registry) -> Self {
+        Self {
+            bytes: int_gauge(r, "journal_bytes", "Live data and write-ahead log of the journal."),
+            size_max: int_gauge(r, "journal_size_max_bytes", "The configured journal.size_max."),
+            free: int_gauge(r, "journal_free_bytes", "Free space on the journal's disk."),
+            commit_duration: histogram(
+                r,
+                "journal_commit_duration_seconds",
+                "One commit with its sync.",
+                &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5],
+            ),
+            commit_events: histogram(
+                r,
+                "journal_commit_events",
+                "Events that shared one commit.",
+                &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0],
+            ),
+            set_aside: int_gauge(r, "journal_set_aside", "1 if a journal file that could not be read was set aside."),
+        }
+    }
+}
+
+impl PublishMetrics {
+    fn new(r: &Registry) -> Self {
+        let seconds: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
+        Self {
+            published: int_counter_vec(
+                r,
+                "events_published_total",
+                "Events confirmed by the broker.",
+                &["output", "event"],
+            ),
+            replayed: int_counter_vec(r, "events_replayed_total", "Events sent again by journal replay.", &["output"]),
+            parked_total: int_counter_vec(r, "events_parked_total", "Events parked.", &["output", "reason"]),
+            pending: int_gauge_vec(r, "events_pending", "Events accepted and not yet confirmed.", &["output"]),
+            parked: int_gauge_vec(r, "events_parked", "Events that wait for an operator.", &["output"]),
+            held: int_gauge_vec(
+                r,
+                "topic_held",
+                "1 for a topic whose events wait until it is mended.",
+                &["output", "topic", "reason"],
+            ),
+            ledger: int_gauge_vec(
+                r,
+                "ledger_events",
+                "Events by state, kept in the journal: accepted = published + pending + parked + discarded.",
+                &["output", "state"],
+            ),
+            oldest_pending_age: gauge_vec(
+                r,
+                "oldest_pending_age_seconds",
+                "Age of the oldest event not yet confirmed.",
+                &["output"],
+            ),
+            failures: int_counter_vec(r, "publish_failures_total", "Failures to publish.", &["output", "reason"]),
+            duration: histogram_vec(
+                r,
+                "publish_duration_seconds",
+                "From handing a record to the client to its confirmation.",
+                &["output"],
+                seconds,
+            ),
+            delay: histogram_vec(
+                r,
+                "delivery_delay_seconds",
+                "From an event's arrival to its confirmation.",
+                &["output"],
+                seconds,
+            ),
+            up: int_gauge_vec(r, "output_up", "1 while the broker answers.", &["output"]),
+        }
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("sipsim_relay_{name}"), help)
+}
+
+/// Names and labels are the literals of this file, which the tests of `/metrics` read whole; registering one twice cannot pass them.
+fn register<C: Collector + 'static>(registry: &Registry, collector: C) {
+    if let Err(error) = registry.register(Box::new(collector)) {
+        unreachable!("a metric is declared twice: {error}");
+    }
+}
+
+macro_rules! makers {
+    ($($maker:ident($($argument:ident: $type:ty),*) -> $metric:ty { $make:expr })*) => {
+        $(fn $maker(registry: &Registry, name: &str, help: &str $(, $argument: $type)*) -> $metric {
+            let make: fn(Opts $(, $type)*) -> prometheus::Result<$metric> = $make;
+            match make(opts(name, help) $(, $argument)*) {
+                Ok(metric) => {
+                    register(registry, metric.clone());
+                    metric
+                }
+                Err(error) => unreachable!("the metric {name} is not well formed: {error}"),
+            }
+        })*
+    };
+}
+
+makers! {
+    gauge() -> Gauge { Gauge::with_opts }
+    gauge_vec(labels: &[&str]) -> GaugeVec { GaugeVec::new }
+    int_gauge() -> IntGauge { IntGauge::with_opts }
+    int_gauge_vec(labels: &[&str]) -> IntGaugeVec { IntGaugeVec::new }
+    int_counter_vec(labels: &[&str]) -> IntCounterVec { IntCounterVec::new }
+    histogram(buckets: &[f64]) -> Histogram {
+        |opts, buckets| Histogram::with_opts(HistogramOpts::from(opts).buckets(buckets.to_vec()))
+    }
+    histogram_vec(labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        |opts, labels, buckets| HistogramVec::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels)
+    }
+}

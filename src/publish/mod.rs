@@ -1,0 +1,138 @@
+//! The way out: each output takes [`crate::journal::Stored`] events in order, by lanes, to its broker, and tells the journal what was confirmed.
+//!
+//! A lane is output × topic (or routing key). [`Sink`] is all that Kafka, RabbitMQ and the console have in common.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::clock::Timestamp;
+
+pub mod console;
+pub mod kafka;
+pub mod rabbitmq;
+
+/// One event as it goes to a broker.
+#[derive(Debug)]
+pub struct Record {
+    /// The event's number in the journal; a [`Report`] names the record by it.
+    pub sequence: u64,
+    /// Kafka's topic, RabbitMQ's routing key.
+    pub lane: Arc<str>,
+    /// CloudEvents `partitionkey`: Kafka's key.
+    pub key: String,
+    /// MIME type of the payload: Kafka's header `content-type`, AMQP's property `content_type`.
+    pub content_type: &'static str,
+    /// Message headers beside `content-type`: `ce_…` in Kafka's binary mode, `x-webhook-signature`, `x-webhook-timestamp`.
+    pub headers: Vec<(&'static str, String)>,
+    /// CloudEvents `id`: AMQP's `message_id`.
+    pub id: String,
+    /// CloudEvents `type`: AMQP's `type`.
+    pub event_type: String,
+    /// AMQP's `timestamp`.
+    pub received_at: Timestamp,
+    /// The structured envelope, or in Kafka's binary mode the raw body (which may be empty, but is never null).
+    pub payload: Vec<u8>,
+}
+
+/// What a sink says. Each record that was sent gets exactly one `Delivered` or `Failed`, in whatever order.
+#[derive(Debug)]
+pub enum Report {
+    Delivered { sequence: u64, place: Place },
+    Failed { sequence: u64, error: PublishError },
+    /// The broker answers; records may be sent. A sink begins as not connected.
+    Connected,
+    /// The broker is away. `detail` is one line for the log and the status page, without any content of events or secrets. A sink that says so
+    /// has failed, or will fail, all its open records itself, or keeps trying them (Kafka); the output sends no more until `Connected`.
+    Lost { reason: PublishError, detail: String },
+}
+
+/// Where a record lies now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Kafka { partition: i32, offset: i64 },
+    /// RabbitMQ's confirm, or the console's write.
+    Confirmed,
+}
+
+/// Why a record was not published. No text of a record is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishError {
+    // The broker's or the line's: try again.
+    Disconnected,
+    Timeout,
+    Blocked,
+    /// The producer was given up; a new one is made. Every open record fails with this.
+    Fatal,
+    /// Not on any list. The text names the code, for the log.
+    Unknown(String),
+    /// The record was taken back before it was tried, because another one failed. Not a failure of its own, and not counted as one.
+    Withdrawn,
+    /// The channel was closed without naming a message: one of those open on it is to blame. They are to be sent one at a time.
+    Suspect(String),
+    // The topic's: hold the lane.
+    TopicMissing,
+    Forbidden,
+    Unroutable,
+    NotEnoughReplicas,
+    Nack,
+    // The record's: park it, once it has failed alone.
+    TooLarge,
+    Rejected(String),
+}
+
+/// Who acts next after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// The relay: once the lane has settled, again from the oldest.
+    Retry,
+    /// The relay: the same, one record at a time until past the suspects.
+    RetryAlone,
+    /// An operator mends the topic; the oldest probes meanwhile.
+    Hold,
+    /// An operator looks at this record; the lane goes on.
+    Park,
+}
+
+impl PublishError {
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Disconnected | Self::Timeout | Self::Blocked | Self::Fatal | Self::Unknown(_) | Self::Withdrawn => {
+                Disposition::Retry
+            }
+            Self::Suspect(_) => Disposition::RetryAlone,
+            Self::TopicMissing | Self::Forbidden | Self::Unroutable | Self::NotEnoughReplicas | Self::Nack => {
+                Disposition::Hold
+            }
+            Self::TooLarge | Self::Rejected(_) => Disposition::Park,
+        }
+    }
+
+    /// The label `reason` of metrics and the word in log and trail.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Disconnected => "disconnected",
+            Self::Timeout => "timeout",
+            Self::Blocked => "blocked",
+            Self::Fatal => "fatal",
+            Self::Unknown(_) | Self::Withdrawn | Self::Suspect(_) => "unknown",
+            Self::TopicMissing => "topic_missing",
+            Self::Forbidden => "forbidden",
+            Self::Unroutable => "unroutable",
+            Self::NotEnoughReplicas => "not_enough_replicas",
+            Self::Nack => "nack",
+            Self::TooLarge => "too_large",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+}
+
+/// Where a sink's reports go. Bounded by what the output lets be in flight: at most 10,000 records.
+pub type Reports = UnboundedSender<Report>;
+
+/// A broker, as an output sees it. Made by its module's `new(.., reports: Reports)` inside a tokio runtime, on which it may spawn tasks
+/// that end when it is dropped.
+pub trait Sink: Send {
+    /// Hands one record over. Never blocks; records of one lane are published in the order of the calls.
+    fn send(&mut self, record: Record);
+}
