@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::clock::Timestamp;
 
 pub mod console;
+pub mod encode;
 pub mod kafka;
 pub mod rabbitmq;
 
