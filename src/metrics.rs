@@ -1,7 +1,7 @@
 //! Every metric, declared once, with the rise that means trouble in its comment. Labels come from closed sets and configured names, never from
 //! a request, and every series that can be known exists from the start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use crate::config::Config;
+use crate::journal::OutputRow;
 use crate::normalize::Known;
 
 /// The values of the label `outcome` of `webhooks_total`.
@@ -54,6 +55,7 @@ pub const LEDGER_STATES: [&str; 5] = ["accepted", "published", "pending", "parke
 /// All metrics, and the registry that writes them.
 pub struct Metrics {
     registry: Registry,
+    writing: Mutex<()>,
     pub ingress: IngressMetrics,
     pub accounts: AccountMetrics,
     pub journal: JournalMetrics,
@@ -143,6 +145,7 @@ impl Metrics {
             journal: JournalMetrics::new(&r),
             publish: PublishMetrics::new(&r),
             registry: r,
+            writing: Mutex::default(),
         };
         let build = int_gauge_vec(&metrics.registry, "build_info", "Which version runs.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -152,8 +155,16 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The Prometheus text of all series.
-    pub fn text(&self) -> Vec<u8> {
+    /// The Prometheus text of all series, with the outputs as the journal has them: all of one moment, so that the ledger adds up.
+    pub fn text(&self, outputs: &[OutputRow]) -> Vec<u8> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in outputs {
+            for (state, count) in LEDGER_STATES.into_iter().zip(row.counts.by_state()) {
+                self.publish.ledger.with_label_values(&[row.name.as_str(), state]).set(count);
+            }
+            self.publish.pending.with_label_values(&[row.name.as_str()]).set(row.counts.pending);
+            self.publish.parked.with_label_values(&[row.name.as_str()]).set(row.counts.parked);
+        }
         let mut text = Vec::with_capacity(64 * 1024);
         // Writing to memory cannot fail, and every family has the type that it was registered with.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);

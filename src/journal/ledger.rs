@@ -12,6 +12,8 @@ pub struct OutputRow {
     pub name: String,
     /// Every event up to it that the output owes is confirmed or has a row of its own.
     pub cursor: u64,
+    /// The last progress that was kept, so that one is never counted twice.
+    pub progress: u64,
     /// No longer configured; its debt stays until `journal forget`.
     pub removed: bool,
     pub routes: String,
@@ -56,8 +58,8 @@ impl OutputRow {
 /// All outputs, in the order of their numbers.
 pub(super) fn read(db: &Connection) -> rusqlite::Result<Vec<OutputRow>> {
     let mut select = db.prepare_cached(
-        "SELECT number, name, cursor, removed_at IS NOT NULL, routes, accepted, published, pending, parked, discarded \
-         FROM outputs ORDER BY number",
+        "SELECT number, name, cursor, removed_at IS NOT NULL, routes, accepted, published, pending, parked, discarded, \
+         progress          FROM outputs ORDER BY number",
     )?;
     let mut rows: Vec<OutputRow> = select
         .query_map([], |row| {
@@ -74,6 +76,7 @@ pub(super) fn read(db: &Connection) -> rusqlite::Result<Vec<OutputRow>> {
                     parked: row.get(8)?,
                     discarded: row.get(9)?,
                 },
+                progress: row.get::<_, i64>(10)? as u64,
                 spans: Vec::new(),
             })
         })?

@@ -109,7 +109,7 @@ struct Shared {
 
 enum Message {
     Append(Box<Append>),
-    Progress(Progress, oneshot::Sender<Result<(), AppendError>>),
+    Progress(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>),
     Stop,
 }
 
@@ -157,16 +157,16 @@ impl Journal {
         receipt.await.unwrap_or(Err(AppendError::ShuttingDown))
     }
 
-    /// Makes what an output has done durable: its cursor, rows and trail move in one transaction.
-    ///
-    /// # Errors
-    /// Nothing of it was kept; it is to be tried again.
-    pub async fn record(&self, progress: Progress) -> Result<(), AppendError> {
+    /// Makes what an output has done durable: its cursor, rows and trail move in one transaction. The answer comes once it is synced; after an
+    /// error the same progress is to be handed over again, which never counts twice.
+    pub fn record(&self, progress: Arc<Progress>) -> oneshot::Receiver<Result<(), AppendError>> {
         let (reply, done) = oneshot::channel();
-        if self.queue.send(Message::Progress(progress, reply)).is_err() {
-            return Err(AppendError::ShuttingDown);
+        if let Err(unsent) = self.queue.send(Message::Progress(progress, reply))
+            && let Message::Progress(_, reply) = unsent.0
+        {
+            let _ = reply.send(Err(AppendError::ShuttingDown)); // The receiver is in our hand.
         }
-        done.await.unwrap_or(Err(AppendError::ShuttingDown))
+        done
     }
 
     /// Whether events are accepted now, and why not.

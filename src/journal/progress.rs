@@ -13,6 +13,8 @@ use crate::publish::Place;
 pub struct Progress {
     /// The output's number.
     pub output: u32,
+    /// Counts up from the last one that the journal has of this output ([`OutputRow::progress`]).
+    pub number: u64,
     /// Where its cursor may stand now.
     pub cursor: u64,
     /// Events that need no more sending.
@@ -104,16 +106,18 @@ pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, k
         row.routes.clone_from(routes);
     }
     row.cursor = row.cursor.max(progress.cursor);
+    row.progress = progress.number;
     Ok(())
 }
 
 /// Writes the place and the counts of an output.
 pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
     let mut update = db.prepare_cached(
-        "UPDATE outputs SET cursor = ?, accepted = ?, published = ?, pending = ?, parked = ?, discarded = ? WHERE number = ?",
+        "UPDATE outputs SET cursor = ?, accepted = ?, published = ?, pending = ?, parked = ?, discarded = ?, progress = ? \
+         WHERE number = ?",
     )?;
     let c = &row.counts;
-    update.execute(params![row.cursor as i64, c.accepted, c.published, c.pending, c.parked, c.discarded, row.number])?;
+    update.execute(params![row.cursor as i64, c.accepted, c.published, c.pending, c.parked, c.discarded, row.progress as i64, row.number])?;
     Ok(())
 }
 

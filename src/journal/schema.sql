@@ -41,6 +41,7 @@ CREATE TABLE outputs (
   name TEXT NOT NULL UNIQUE,
   cursor INTEGER NOT NULL,
   removed_at INTEGER, -- null while it is configured
+  progress INTEGER NOT NULL DEFAULT 0, -- counts the output's reports, so that none is taken in twice
   routes TEXT NOT NULL, -- by which the lanes in apart were named
   accepted INTEGER NOT NULL DEFAULT 0,
   published INTEGER NOT NULL DEFAULT 0,

@@ -113,7 +113,7 @@ struct Room {
 #[derive(Default)]
 struct Group {
     appends: Vec<Append>,
-    progress: Vec<(Progress, oneshot::Sender<Result<(), AppendError>>)>,
+    progress: Vec<(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>)>,
     bytes: usize,
 }
 
@@ -331,7 +331,9 @@ impl Database {
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         self.append(group, options, &mut written, now)?;
         for (progress, _) in &group.progress {
-            if let Some(row) = self.outputs.iter_mut().find(|row| row.number == progress.output) {
+            // One that was kept though its commit seemed to fail is not counted again.
+            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
+            if let Some(row) = row {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
             }
         }
