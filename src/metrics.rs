@@ -1,6 +1,7 @@
 //! Every metric, declared once, with the rise that means trouble in its comment. Labels come from closed sets and configured names, never from
 //! a request, and every series that can be known exists from the start.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
@@ -91,8 +92,10 @@ pub struct AccountMetrics {
     /// When the old secret stops moving, it can go.
     pub secret_last_used: GaugeVec,
     pub secrets_loaded: IntGaugeVec,
-    /// 0 while a secret or certificate file is reported as unusable.
+    /// 0 while a secret or certificate file is reported as unusable. Set by [`AccountMetrics::reloaded`].
     pub last_reload_successful: IntGauge,
+    /// Whose files cannot be used now.
+    failing_reloads: Mutex<BTreeSet<String>>,
     /// By where: `ingress`, or an output's name. Days left: subtract `time()`.
     pub certificate_expiry: GaugeVec,
 }
@@ -280,6 +283,7 @@ impl AccountMetrics {
                 "last_reload_successful",
                 "0 while a secret or certificate file cannot be used.",
             ),
+            failing_reloads: Mutex::default(),
             certificate_expiry: gauge_vec(
                 r,
                 "certificate_expiry_timestamp_seconds",
@@ -287,6 +291,20 @@ impl AccountMetrics {
                 &["where"],
             ),
         }
+    }
+}
+
+impl AccountMetrics {
+    /// Says whether the files of `what` (a key of the configuration, like `ingress.tls`) could be used when they were last read. The metric is 1
+    /// only while everybody's can.
+    pub fn reloaded(&self, what: &str, is_usable: bool) {
+        let mut failing = self.failing_reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_usable {
+            failing.remove(what);
+        } else {
+            failing.insert(what.to_owned());
+        }
+        self.last_reload_successful.set(i64::from(failing.is_empty()));
     }
 }
 

@@ -96,6 +96,11 @@ impl Accounts {
         self.by_path.get(path)
     }
 
+    /// In the order of the configuration.
+    pub fn names(&self) -> impl Iterator<Item = AccountName> {
+        self.in_order.iter().map(|account| account.name.clone())
+    }
+
     /// Sorted by name.
     pub fn all(&self) -> &[Arc<Account>] {
         &self.in_order
@@ -167,6 +172,10 @@ fn log(reload: &Reload, logged: &mut HashSet<ReloadReport>) {
 }
 
 impl Account {
+    pub fn name(&self) -> &AccountName {
+        &self.name
+    }
+
     fn new(config: &config::Account, secrets: Vec<NamedSecret>, metrics: &Arc<Metrics>) -> Self {
         let account = Self {
             name: config.name.clone(),

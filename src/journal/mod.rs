@@ -46,6 +46,14 @@ pub struct Receipt {
     _seal: (),
 }
 
+#[cfg(test)]
+impl Receipt {
+    /// For tests of what comes after a receipt.
+    pub fn for_test(id: EventId, duplicate: bool) -> Self {
+        Self { id, duplicate, _seal: () }
+    }
+}
+
 /// Why an event could not be promised. Nothing is known of whether it was kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendError {
