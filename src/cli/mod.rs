@@ -231,7 +231,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let ended = match cli.command {
         Command::Run => run::run(config),
         Command::Demo => demo::demo(),
-        Command::Check(args) => check::check(config, args.format == Format::Json),
+        Command::Check(args) => return check::check(config, args.format == Format::Json),
         Command::Topics(args) => topics::topics(config, &args),
         Command::Simulate(args) => simulate::simulate(args),
         Command::Sign(args) => sign::sign(&args),

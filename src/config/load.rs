@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::problem::{Place, Problem, Problems, Warning};
 use super::reader::{Asked, Reader};
 use super::source::{KeyPath, Sources};
-use super::{Config, outputs, sections, warnings};
+use super::{AccountName, Config, outputs, secrets, sections, warnings};
 
 /// The file that is read if none is named and it is there.
 const FILE: &str = "relay.toml";
@@ -27,17 +27,78 @@ pub struct Loaded {
     pub(super) sources: Sources,
 }
 
+/// A configuration looked at for a person, in order or not.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// With defaults in place of what is wrong.
+    pub config: Config,
+    pub file: Option<PathBuf>,
+    /// Of the values, and of what a start would not find: secrets, and the certificate of the public port.
+    pub problems: Vec<Problem>,
+    /// None are looked for while values are wrong.
+    pub warnings: Vec<Warning>,
+    /// How many secrets each account has now.
+    pub secrets: Vec<(AccountName, usize)>,
+}
+
+impl Loaded {
+    /// What a start needs and does not find: each account without any secret, and the certificate of the public port. An account for which
+    /// the first start makes a secret ([`Config::first_secret_file`]) is none of them.
+    pub fn missing(&self) -> Vec<Problem> {
+        secrets::missing(&self.config, &self.sources)
+    }
+}
+
 /// Reads the named file, or else `relay.toml` in the working directory if there is one, and the variables `RELAY_…` of `environment`.
-/// Relative paths stay as they are written. On failure all problems are reported at once.
+/// Relative paths stay as they are written. On failure all problems are reported at once. What the files say that it names is not looked
+/// at: see [`Loaded::missing`] and [`warnings()`].
 pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Loaded, Problems> {
-    let path = file.unwrap_or(Path::new(FILE));
+    match find(file) {
+        Ok(Some((path, text))) => parse(Some((path, &text)), environment),
+        Ok(None) => parse(None, environment),
+        Err(unread) => Err(Problems(vec![unread])),
+    }
+}
+
+/// Reads as [`load`] does, and looks at the machine too: for `check`.
+pub fn inspect(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+    stdout_is_terminal: bool,
+) -> Inspected {
+    let (text, unread) = match find(file) {
+        Ok(text) => (text, None),
+        Err(unread) => (None, Some(unread)),
+    };
+    let text = text.as_ref().map(|(path, text)| (*path, text.as_str()));
+    let (config, sources, mut problems, _) = read(text, environment);
+    // Without the file, most of what the environment says is judged wrongly.
+    if let Some(unread) = unread {
+        let file = file.map(Path::to_owned);
+        return Inspected { config, file, problems: vec![unread], warnings: Vec::new(), secrets: Vec::new() };
+    }
+    let secrets = config.accounts.iter().map(|account| (account.name.clone(), account.count_secrets())).collect();
+    let mut found = Vec::new();
+    if problems.is_empty() {
+        found = warnings::of_values(&config);
+        found.extend(warnings::warnings(&config, stdout_is_terminal));
+    }
+    let known: Vec<String> = problems.iter().map(|problem| problem.key.clone()).collect();
+    let missing = secrets::missing(&config, &sources).into_iter().filter(|problem| !known.contains(&problem.key));
+    problems.extend(missing);
+    problems.sort_by(|a, b| a.place.cmp(&b.place));
+    Inspected { config, file: sources.file, problems, warnings: found, secrets }
+}
+
+/// The file's path and text; `None` if none is named and none is there.
+fn find(named: Option<&Path>) -> Result<Option<(&Path, String)>, Problem> {
+    let path = named.unwrap_or(Path::new(FILE));
     match read_text(path) {
-        Ok(text) => parse(Some((path, &text)), environment),
-        Err(error) if file.is_none() && error.kind() == io::ErrorKind::NotFound => parse(None, environment),
+        Ok(text) => Ok(Some((path, text))),
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
             let place = Place::File { file: path.to_owned(), line: None, column: None };
-            let unread = Problem { place, key: String::new(), message: format!("cannot be read: {error}") };
-            Err(Problems(vec![unread]))
+            Err(Problem { place, key: String::new(), message: format!("cannot be read: {error}") })
         }
     }
 }

@@ -17,6 +17,7 @@ mod problem;
 mod properties;
 mod reader;
 mod routes;
+mod secrets;
 mod sections;
 mod source;
 mod suggest;
@@ -24,7 +25,7 @@ mod url;
 mod values;
 mod warnings;
 
-pub use load::{Loaded, load};
+pub use load::{Inspected, Loaded, inspect, load};
 pub use problem::{Place, Problem, Problems, Warning};
 pub use warnings::warnings;
 

@@ -14,7 +14,7 @@ use super::{Account, Admin, Envelope, Events, Ingress, Journal, Log, LogFormat, 
 use crate::normalize::Known;
 
 /// Where the only account of a configuration that names none listens, and where its secrets are.
-const DEFAULT_ACCOUNT: &str = "default";
+pub(super) const DEFAULT_ACCOUNT: &str = "default";
 const DEFAULT_PATH: &str = "/webhooks/sipsim";
 pub(super) const DEFAULT_SECRETS: &str = "data/secrets";
 
@@ -98,7 +98,7 @@ pub(super) fn accounts(section: &Section<'_>) -> Vec<Account> {
     }
     let accounts: Vec<_> = names.into_iter().filter_map(|name| account(section, name)).collect();
     let mut paths: BTreeMap<&str, &Name> = BTreeMap::new();
-    for account in &accounts {
+    for account in accounts.iter().filter(|account| !account.path.is_empty()) {
         if let Some(other) = paths.get(account.path.as_str()) {
             let message = format!("{} is the path of account `{other}` too; each needs its own", shown(&account.path));
             section.section(account.name.as_str()).problem("path", message);
@@ -134,7 +134,9 @@ fn account(accounts: &Section<'_>, name: &str) -> Option<Account> {
         section
             .problem("secrets", format!("missing: name a file or a folder of files, or give the secret as {variable}"));
     }
-    Some(Account { name: account_name, path: url_path?, secrets, environment_secret, tolerance, keep_refused })
+    // Without a path that is in order there is a problem, and nobody gets this account; its secrets are looked at all the same.
+    let path = url_path.unwrap_or_default();
+    Some(Account { name: account_name, path, secrets, environment_secret, tolerance, keep_refused })
 }
 
 /// The other accounts that have a path, which a variable's name may have missed.
