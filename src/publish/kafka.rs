@@ -267,11 +267,8 @@ impl Worker {
             }
             match producer.client().fatal_error() {
                 Some((Code::GaplessGuarantee, _)) => return End::Refusal,
-                Some((code, _)) => {
-                    let detail = format!(
-                        "librdkafka's producer failed for good ({code:?}); a new one sends again what is not confirmed"
-                    );
-                    let lost = self.shared.state().health.fatal(detail);
+                Some((code, words)) => {
+                    let lost = self.shared.state().health.fatal(code, &words);
                     self.shared.report(lost);
                     return End::Fault;
                 }
@@ -310,7 +307,7 @@ impl Worker {
             match make(&self.config, &self.shared) {
                 Ok(producer) => return Some(producer),
                 Err(detail) => {
-                    let lost = self.shared.state().health.fatal(detail);
+                    let lost = self.shared.state().health.unusable(detail);
                     self.shared.report(lost);
                     pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
                 }
@@ -346,12 +343,17 @@ impl Context {
         if !matches!(meaning, PublishError::Withdrawn | PublishError::Fatal) {
             return meaning;
         }
-        let producer = self.producer.get().and_then(Weak::upgrade);
-        match producer.and_then(|producer| producer.client().fatal_error()) {
-            Some((Code::GaplessGuarantee, _)) => PublishError::Withdrawn,
+        match self.fatal_error() {
+            Some(Code::GaplessGuarantee) => PublishError::Withdrawn,
             Some(_) => PublishError::Fatal,
             None => meaning,
         }
+    }
+
+    /// Why the producer failed for good, if it did.
+    fn fatal_error(&self) -> Option<Code> {
+        let producer = self.producer.get().and_then(Weak::upgrade)?;
+        producer.client().fatal_error().map(|(code, _)| code)
     }
 }
 
@@ -386,7 +388,8 @@ impl ClientContext for Context {
     /// rdkafka calls this twice for each error of a producer, which changes nothing.
     fn error(&self, error: KafkaError, words: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        if code == Code::Fatal {
+        if self.fatal_error().is_some() {
+            // Told once the thread has seen it; librdkafka gives the code of the cause here, not one of its own.
             self.failed.store(true, Ordering::Relaxed);
             return;
         }

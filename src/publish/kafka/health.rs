@@ -87,7 +87,16 @@ impl Health {
     }
 
     /// The producer failed for good. Nothing is to be sent until the next one is connected.
-    pub fn fatal(&mut self, detail: String) -> Report {
+    pub fn fatal(&mut self, code: Code, words: &str) -> Report {
+        let meaning = match explain(code) {
+            Some((_, _, meaning)) => meaning,
+            None => "librdkafka's producer failed for good; a new one sends again what is not confirmed",
+        };
+        self.unusable(format!("{meaning} ({code:?}: {})", one_line(words)))
+    }
+
+    /// There is no producer, as the detail says.
+    pub fn unusable(&mut self, detail: String) -> Report {
         self.connected = false;
         self.told.clear();
         self.latest = None;
