@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication, TopicResult};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaResult;
 use tempfile::TempDir;
 
-use super::succeed;
+use super::{Answer, Client, succeed};
 
 /// Long enough for the first run on a slow machine, which fetches Kafka.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -79,27 +83,56 @@ impl Brokers {
         self.run("rabbitmqctl", args)
     }
 
-    /// Reads `topics` from their beginning with the `confluent-kafka` client until `count` messages are there, or until nothing came for
-    /// two seconds; each partition's messages are in order.
-    pub fn read_kafka(&self, topics: &[&str], count: usize) -> Vec<Message> {
-        let count = count.to_string();
-        read(
-            script("python")
-                .arg(tool("read_kafka.py"))
-                .args(["--brokers", self.kafka(), "--count", &count])
-                .args(topics),
-        )
+    /// Makes topics with so many partitions each, by librdkafka's own admin client.
+    pub fn create_topics(&self, topics: &[&str], partitions: i32) {
+        let new = topics.iter().map(|topic| NewTopic::new(topic, partitions, TopicReplication::Fixed(1)));
+        let new: Vec<NewTopic> = new.collect();
+        self.admin(async |admin| admin.create_topics(&new, &AdminOptions::new()).await);
     }
 
-    /// Takes messages out of `queues` with the `pika` client until there are `count` of them, or until nothing came for two seconds.
+    pub fn delete_topics(&self, topics: &[&str]) {
+        self.admin(async |admin| admin.delete_topics(topics, &AdminOptions::new()).await);
+    }
+
+    /// Reads `topics` to their ends with the `confluent-kafka` client, once there are at least `count` messages in them: so one too many
+    /// shows. Each partition's messages are in order. Panics if `count` of them are not there within 60 s, or a topic does not exist.
+    pub fn read_kafka(&self, topics: &[&str], count: usize) -> Vec<Message> {
+        read(reader("read_kafka.py", count).args(["--brokers", self.kafka()]).args(topics))
+    }
+
+    /// Declares a durable classic queue, and the exchange `sipsim` if it is missing, and binds the queue to routing keys, by the client `pika`.
+    pub fn bind(&self, queue: &str, keys: &[&str]) {
+        let mut command = script("python");
+        command.arg(tool("read_rabbitmq.py")).args(["--url", self.rabbitmq(), "--only-bind"]);
+        for key in keys {
+            command.args(["--bind", key]);
+        }
+        succeed(command.arg(queue), LIMIT);
+    }
+
+    /// Takes all messages out of `queues` with the client `pika`, waiting until there are at least `count`; each queue's are in order.
+    /// Panics if `count` of them are not there within 60 s.
     pub fn read_rabbitmq(&self, queues: &[&str], count: usize) -> Vec<Message> {
-        let count = count.to_string();
-        read(
-            script("python")
-                .arg(tool("read_rabbitmq.py"))
-                .args(["--url", self.rabbitmq(), "--count", &count])
-                .args(queues),
-        )
+        read(reader("read_rabbitmq.py", count).args(["--url", self.rabbitmq()]).args(queues))
+    }
+
+    /// Asks RabbitMQ's management API, as guest: `ask("GET", "/api/queues/%2f/NAME", "")`. Panics unless it says 2xx.
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let address = self.management().trim_start_matches("http://").parse().expect("an address");
+        let headers = [("Authorization", "Basic Z3Vlc3Q6Z3Vlc3Q="), ("Content-Type", "application/json")];
+        let answer = Client::connect(address)
+            .and_then(|mut client| client.request(method, path, &headers, body.as_bytes()))
+            .expect("the management API answers");
+        assert!((200..300).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
+        answer
+    }
+
+    fn admin(&self, order: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> KafkaResult<Vec<TopicResult>>) {
+        let mut config = ClientConfig::new();
+        let admin: AdminClient<_> = config.set("bootstrap.servers", self.kafka()).create().expect("an admin client");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let results = runtime.block_on(order(&admin)).expect("Kafka answers");
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
     }
 
     fn run(&self, command: &str, args: &[&str]) -> String {
@@ -123,13 +156,14 @@ pub struct Message {
     pub partition: i64,
     pub offset: i64,
     pub key: Option<String>,
-    /// Kafka's headers, RabbitMQ's headers; sorted by name.
+    /// Kafka's in their order; RabbitMQ's sorted by name.
     pub headers: Vec<(String, String)>,
     /// RabbitMQ's properties: `content_type`, `message_id`, `type`, `timestamp`, `app_id`, `delivery_mode`. Null for Kafka.
     pub properties: serde_json::Value,
     /// `None` is Kafka's null, which an empty value is not.
     pub value: Option<Vec<u8>>,
-    /// What the `cloudevents` package takes the message for: `mode` (`structured`, `binary`), `attributes`, `data` (base64); or `error`.
+    /// What the `cloudevents` package takes the message for: `mode` (`structured`, `binary`), `attributes`, and `data` (as JSON text) or
+    /// `data_base64`; or `error`.
     pub cloudevent: serde_json::Value,
 }
 
@@ -164,6 +198,12 @@ fn read(command: &mut Command) -> Vec<Message> {
         }
     };
     succeed(command, LIMIT).lines().map(message).collect()
+}
+
+fn reader(name: &str, count: usize) -> Command {
+    let mut command = script("python");
+    command.arg(tool(name)).args(["--wait", "60", "--count", &count.to_string()]);
+    command
 }
 
 fn script(name: &str) -> Command {
