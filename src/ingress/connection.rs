@@ -40,7 +40,12 @@ pub fn http(headers_max: usize) -> http1::Builder {
 }
 
 /// Serves a connection to its end. Errors of the line concern nobody but the peer; what hyper refused is given back, to be counted.
-pub async fn serve<S, K>(http: &http1::Builder, stream: S, watched: &Arc<Watched>, door: &Arc<Door<K>>) -> Option<Malformed>
+pub async fn serve<S, K>(
+    http: &http1::Builder,
+    stream: S,
+    watched: &Arc<Watched>,
+    door: &Arc<Door<K>>,
+) -> Option<Malformed>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     K: Keep,

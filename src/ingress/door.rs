@@ -173,10 +173,8 @@ fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>,
     }
     // Who asked before sending, and is refused, may or may not send; what comes next on this connection cannot be known.
     let asked_first = head.headers.contains_key(EXPECT);
-    let is_given_up = matches!(
-        refusal,
-        Refusal::BadRequest | Refusal::TooSlow | Refusal::Unavailable(Unavailable::ShuttingDown)
-    );
+    let is_given_up =
+        matches!(refusal, Refusal::BadRequest | Refusal::TooSlow | Refusal::Unavailable(Unavailable::ShuttingDown));
     if asked_first || is_given_up {
         return (None, true);
     }

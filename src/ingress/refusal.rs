@@ -166,7 +166,9 @@ impl Unavailable {
     /// Congestion passes within a second; a full or failing disk waits for somebody, or for the check every 10 s at most.
     fn retry_after(self) -> Duration {
         match self {
-            Self::Deadline | Self::QueueFull | Self::Memory | Self::ShuttingDown | Self::Panic => Duration::from_secs(1),
+            Self::Deadline | Self::QueueFull | Self::Memory | Self::ShuttingDown | Self::Panic => {
+                Duration::from_secs(1)
+            }
             Self::JournalFull | Self::Disk => Duration::from_secs(10),
         }
     }

@@ -246,7 +246,8 @@ impl Registry {
             let dispensable = open.staying.values().filter_map(|watched| {
                 let (phase, since) = watched.get();
                 // `since` counts from each connection's own beginning: compare moments.
-                dispensability(phase, since).map(|(rank, since)| (rank, watched.began + Duration::from_micros(since), watched.id))
+                dispensability(phase, since)
+                    .map(|(rank, since)| (rank, watched.began + Duration::from_micros(since), watched.id))
             });
             let (rank, _, id) = dispensable.min()?;
             if let Some(watched) = open.staying.remove(&id) {
@@ -369,7 +370,8 @@ mod tests {
     #[test]
     fn room_is_made_by_the_longest_idle_then_by_the_slowest_head_never_by_a_request() {
         let registry = registry(3);
-        let (serving, head, idle) = match [Phase::Request, Phase::Head, Phase::Idle].map(|phase| registry.admit(phase)) {
+        let (serving, head, idle) = match [Phase::Request, Phase::Head, Phase::Idle].map(|phase| registry.admit(phase))
+        {
             [Some(serving), Some(head), Some(idle)] => (serving, head, idle),
             _ => panic!("there is room for three"),
         };

@@ -77,7 +77,9 @@ impl Tally {
     pub fn count_malformed(&self, malformed: Malformed) {
         let (reason, advice) = match malformed {
             Malformed::HeadTooLarge => ("headers", "its headers are over ingress.headers_max, or more than 100"),
-            Malformed::NotHttp => ("bad_request", "it is not HTTP/1.1; HTTPS or HTTP/2 sent to a plain port looks like this"),
+            Malformed::NotHttp => {
+                ("bad_request", "it is not HTTP/1.1; HTTPS or HTTP/2 sent to a plain port looks like this")
+            }
         };
         self.metrics.ingress.http_refused.with_label_values(&[reason]).inc();
         self.log(None, reason, advice);
@@ -113,7 +115,10 @@ impl Tally {
         drop(unlogged);
         for (account, reason, advice, count) in minute {
             let account = account.as_ref().map_or("-", AccountName::as_str);
-            warn!(account.name = account, reason, count, "refused {count} more within a minute (account {account}): {reason}: {advice}");
+            warn!(
+                account.name = account,
+                reason, count, "refused {count} more within a minute (account {account}): {reason}: {advice}"
+            );
         }
     }
 }

@@ -102,7 +102,10 @@ impl Tls {
             let this = Arc::clone(&self);
             // Reading may block for long on a network filesystem.
             if tokio::task::spawn_blocking(move || this.look()).await.is_err() {
-                warn!("looking at {} failed by a fault in the relay itself; please report it", self.files.certificate_file.display());
+                warn!(
+                    "looking at {} failed by a fault in the relay itself; please report it",
+                    self.files.certificate_file.display()
+                );
             }
         }
     }
@@ -142,8 +145,10 @@ struct Pair {
 
 impl Pair {
     fn read(files: &config::Tls) -> io::Result<Self> {
-        let certificate = read(&files.certificate_file).map_err(|error| about("certificate_file", &files.certificate_file, error))?;
-        let key = read(&files.private_key_file).map_err(|error| about("private_key_file", &files.private_key_file, error))?;
+        let certificate =
+            read(&files.certificate_file).map_err(|error| about("certificate_file", &files.certificate_file, error))?;
+        let key =
+            read(&files.private_key_file).map_err(|error| about("private_key_file", &files.private_key_file, error))?;
         Ok(Self { certificate, key: Zeroizing::new(key) })
     }
 
@@ -159,10 +164,12 @@ impl Pair {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| of_certificate(error.to_string()))?;
         let first = chain.first().ok_or_else(|| of_certificate("it holds no PEM certificate".into()))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|error| of_certificate(error.to_string()))?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(first).map_err(|error| of_certificate(error.to_string()))?;
         let expiry = parsed.validity().not_after.timestamp();
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| of_key(error.to_string()))?;
-        let certified = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| of_key(error.to_string()))?;
+        let certified =
+            CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| of_key(error.to_string()))?;
         Ok((certified, expiry))
     }
 }
