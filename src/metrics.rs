@@ -167,6 +167,9 @@ impl Metrics {
             }
             self.publish.pending.with_label_values(&[row.name.as_str()]).set(row.counts.pending);
             self.publish.parked.with_label_values(&[row.name.as_str()]).set(row.counts.parked);
+            if row.counts.pending == 0 {
+                self.publish.oldest_pending_age.with_label_values(&[row.name.as_str()]).set(0.0);
+            }
         }
         let mut text = Vec::with_capacity(64 * 1024);
         // Writing to memory cannot fail, and every family has the type that it was registered with.

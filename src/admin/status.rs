@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::health::Health;
 use crate::clock::Timestamp;
 use crate::config::{AccountName, OutputName};
+use crate::journal::OutputRow;
 use crate::metrics::{Metrics, OUTCOMES, UNAVAILABLE_REASONS};
 
 /// An output as its publisher sees it now.
@@ -61,6 +62,8 @@ pub struct Sources {
     pub accounts: Vec<AccountName>,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
+    /// Each output's place and counts in the journal, all of one moment.
+    pub rows: Arc<dyn Fn() -> Vec<OutputRow> + Send + Sync>,
     pub outputs: Outputs,
     pub last_refused: LastRefused,
 }
@@ -126,11 +129,22 @@ impl Sources {
             not_accepting_because: ready.err(),
             accounts: accounts.collect(),
             journal: self.journal(),
-            outputs: self.outputs.all().into_iter().map(|(name, status)| (name.to_string(), status)).collect(),
+            outputs: self.outputs(),
             unavailable: unavailable.collect(),
             connections: self.metrics.ingress.connections.get(),
             last_refused: (self.last_refused)(),
         }
+    }
+
+    fn outputs(&self) -> BTreeMap<String, OutputStatus> {
+        let mut shown: BTreeMap<_, _> =
+            self.outputs.all().into_iter().map(|(name, status)| (name.to_string(), status)).collect();
+        for row in (self.rows)() {
+            let status = shown.entry(row.name).or_default(); // A removed output has only its debt.
+            status.pending = row.counts.pending.max(0) as u64;
+            status.parked = row.counts.parked.max(0) as u64;
+        }
+        shown
     }
 
     fn account(&self, account: &AccountName) -> AccountStatus {

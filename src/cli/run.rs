@@ -55,7 +55,7 @@ pub fn run(file: Option<&Path>) -> Result<bool, String> {
             () = relay.stop() => {}
             name = signals.end() => info!("{name} again: ending at once; what is pending stays in the journal"),
         }
-        Ok(())
+        Ok::<(), String>(())
     })?;
     // Threads that hang in a stalled disk or a hung broker must not keep the process: what was answered is synced.
     runtime.shutdown_background();
@@ -144,7 +144,10 @@ impl Relay {
             accounts: accounts.names().collect(),
             metrics: Arc::clone(&metrics),
             health: Arc::clone(&health),
-            journal: journal.clone(),
+            rows: {
+                let journal = journal.clone();
+                Arc::new(move || journal.outputs())
+            },
             outputs: outputs.clone(),
             last_refused: Arc::new(|| None),
         };

@@ -17,11 +17,9 @@ mod output;
 mod publisher;
 pub mod rabbitmq;
 pub mod routes;
-mod status;
 mod window;
 
 pub use publisher::{ConsoleWriter, Publisher};
-pub use status::{OutputStatus, StatusCell};
 
 /// One event as it goes to a broker.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
 use super::books::Books;
 use super::routes::Router;
-use super::status::StatusCell;
 use super::window::Window;
 use super::{Place, PublishError, Report, Sink};
+use crate::admin::{HeldTopic, Outputs};
 use crate::clock;
 use crate::config::OutputName;
 use crate::journal::{Journal, OutputRow, Read, Reader};
@@ -54,7 +54,7 @@ pub(super) struct Parts {
     pub encoder: Encoder,
     pub router: Router,
     pub metrics: Arc<Metrics>,
-    pub status: StatusCell,
+    pub status: Outputs,
     /// `Some(deadline)`: publish what is pending until then, and end.
     pub stop: watch::Receiver<Option<Instant>>,
 }
@@ -71,7 +71,7 @@ pub(super) struct Output {
     encoder: Encoder,
     router: Router,
     metrics: Arc<Metrics>,
-    status: StatusCell,
+    status: Outputs,
     stop: watch::Receiver<Option<Instant>>,
     connected: bool,
     lanes: Vec<Lane>,
@@ -305,7 +305,7 @@ impl Output {
                 }
                 self.connected = true;
                 self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(1);
-                self.status.update(|status| status.up = true);
+                self.status.update(&self.name, |status| status.up = true);
                 for lane in &mut self.lanes {
                     lane.reconnected();
                     lane.excuse_silence(now);
@@ -316,9 +316,9 @@ impl Output {
                 self.connected = false;
                 self.count_failure(&reason);
                 self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(0);
-                self.status.update(|status| {
+                self.status.update(&self.name, |status| {
                     status.up = false;
-                    status.last_error = Some((clock::now(), detail));
+                    status.last_error = Some(detail);
                 });
             }
         }
@@ -442,9 +442,10 @@ impl Output {
         };
         let age = oldest.map_or(0.0, |at| clock::now().since(at).as_secs_f64());
         self.metrics.publish.oldest_pending_age.with_label_values(&[self.name.as_str()]).set(age);
-        let held = self.lanes.iter().filter_map(|lane| Some((lane.topic.to_string(), lane.shown?))).collect();
-        self.status.update(|status| {
-            status.oldest_pending_age = age;
+        let held = |lane: &Lane| Some(HeldTopic { topic: lane.topic.to_string(), reason: lane.shown? });
+        let held = self.lanes.iter().filter_map(held).collect();
+        self.status.update(&self.name, |status| {
+            status.oldest_pending_age_seconds = age;
             status.held = held;
         });
     }

@@ -16,9 +16,8 @@ use super::kafka::Kafka;
 use super::output::{Ended, Output, Parts};
 use super::rabbitmq::RabbitMq;
 use super::routes::Router;
-use super::status::StatusCell;
 use super::{Reports, Sink};
-use crate::clock;
+use crate::admin::Outputs;
 use crate::config::{self, Config, Mode, OutputKind, Routes};
 use crate::journal::{Journal, OutputRow};
 use crate::metrics::Metrics;
@@ -33,7 +32,6 @@ pub type ConsoleWriter = Arc<dyn Fn() -> Box<dyn Write + Send> + Send + Sync>;
 pub struct Publisher {
     stop: watch::Sender<Option<Instant>>,
     threads: Vec<JoinHandle<()>>,
-    statuses: Vec<StatusCell>,
 }
 
 impl Publisher {
@@ -41,17 +39,22 @@ impl Publisher {
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn start(config: &Config, journal: &Journal, metrics: &Arc<Metrics>, console: &ConsoleWriter) -> std::io::Result<Self> {
+    pub fn start(
+        config: &Config,
+        journal: &Journal,
+        metrics: &Arc<Metrics>,
+        statuses: &Outputs,
+        console: &ConsoleWriter,
+    ) -> std::io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
-        let (mut threads, mut statuses) = (Vec::new(), Vec::new());
+        let mut threads = Vec::new();
         for output in &config.outputs {
             let kind = match output.kind {
                 OutputKind::Kafka(_) => "kafka",
                 OutputKind::RabbitMq(_) => "rabbitmq",
                 OutputKind::Console => "console",
             };
-            let status = StatusCell::new(output.name.clone(), kind);
-            statuses.push(status.clone());
+            statuses.update(&output.name, |status| status.kind = kind);
             let one = One {
                 output: output.clone(),
                 source: config.envelope.source.clone(),
@@ -59,17 +62,13 @@ impl Publisher {
                 journal: journal.clone(),
                 metrics: Arc::clone(metrics),
                 console: Arc::clone(console),
-                status,
+                status: statuses.clone(),
                 stop: stopped.clone(),
             };
             // Linux shows 15 characters of it.
             threads.push(std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || one.keep_running())?);
         }
-        Ok(Self { stop, threads, statuses })
-    }
-
-    pub fn statuses(&self) -> &[StatusCell] {
-        &self.statuses
+        Ok(Self { stop, threads })
     }
 
     /// Publishes what is pending for at most so long, then ends every output. What is left waits in the journal. Blocks.
@@ -89,7 +88,7 @@ struct One {
     journal: Journal,
     metrics: Arc<Metrics>,
     console: ConsoleWriter,
-    status: StatusCell,
+    status: Outputs,
     stop: watch::Receiver<Option<Instant>>,
 }
 
@@ -101,12 +100,12 @@ impl One {
                 Ok(Ok(Ended::JournalReplaced)) => info!(output = %self.output.name, "the journal is a new file; the output begins anew"),
                 Ok(Err(problem)) => {
                     error!(output = %self.output.name, "the output cannot begin: {problem}");
-                    self.status.update(|status| status.last_error = Some((clock::now(), problem)));
+                    self.status.update(&self.output.name, |status| status.last_error = Some(problem));
                 }
                 Err(_) => error!(output = %self.output.name, "the output panicked and begins anew; nothing is lost, some may be sent twice"),
             }
             self.metrics.publish.up.with_label_values(&[self.output.name.as_str()]).set(0);
-            self.status.update(|status| status.up = false);
+            self.status.update(&self.output.name, |status| status.up = false);
             if self.sleep_until_stopped() {
                 return;
             }
