@@ -116,6 +116,9 @@ fn brokers(text: &str) -> Parsed<String> {
     let one = |broker: &str| -> Parsed<String> {
         let broker = broker.trim();
         let wrong = |why: &str| Err(format!("{} is no broker: {why}", shown(broker)));
+        if broker.contains('@') {
+            return Err("holds an `@`; username and password have keys of their own in `security`".to_owned());
+        }
         if broker.contains("://") {
             return wrong("leave out the protocol, which is `security.protocol`");
         }
@@ -225,7 +228,7 @@ fn check_combination(section: &Section<'_>, protocol: &str, mechanism: Option<&s
             useless(&TOKEN_KEYS, &format!("it is for mechanism OAUTHBEARER, and this is {mechanism}"));
         }
         (false, _) => {
-            let secure = if protocol == "SSL" { "SASL_SSL" } else { "SASL_SSL or SASL_PLAINTEXT" };
+            let secure = if protocol == "SSL" { r#""SASL_SSL""# } else { r#""SASL_SSL" or "SASL_PLAINTEXT""# };
             let why = format!("protocol {protocol} does not log in; write protocol = {secure}");
             useless(&["mechanism"], &why);
             useless(&PASSWORD_KEYS, &why);

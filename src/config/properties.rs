@@ -147,7 +147,7 @@ fn judge(name: &str) -> Parsed<&'static Takes> {
         return Ok(takes);
     }
     let refuses = |refused: &&str| name == *refused || (refused.ends_with('.') && name.starts_with(refused));
-    if let Some((_, reason)) = REFUSED.iter().find(|(names, _)| names.iter().any(|refused| refuses(refused))) {
+    if let Some((_, reason)) = REFUSED.iter().find(|(names, _)| names.iter().any(refuses)) {
         return Err(format!("may not be set: {reason}"));
     }
     let hint = did_you_mean(name, ALLOWED.iter().map(|(allowed, _)| *allowed));

@@ -252,8 +252,9 @@ impl<'r> Section<'r> {
                 }
                 texts
             }
-            Some(Value::String(_, text)) => {
-                self.problem(key, format!("must be a list; write [{}]", toml::Value::from(text.as_str())));
+            Some(Value::String(..)) => {
+                // A URL with a password may stand there, so it is not repeated.
+                self.problem(key, "must be a list; put it in brackets, as in [\"a\"]");
                 default()
             }
             Some(_) => {

@@ -19,7 +19,7 @@ const DEFAULT_PATH: &str = "/webhooks/sipsim";
 pub(super) const DEFAULT_SECRETS: &str = "data/secrets";
 
 pub(super) fn instance(root: &Section<'_>) -> String {
-    // The brokers' clients take it as `client.id` and connection name; RabbitMQ's are cut at 255 bytes.
+    // It travels in Kafka's requests and in every envelope; host names have at most 64 bytes.
     root.read("instance", &host_name(), plain(255))
 }
 

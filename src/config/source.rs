@@ -74,22 +74,20 @@ impl Sources {
 
     fn read_file(&mut self, path: &Path, text: &str, problems: &mut Vec<Problem>) -> Dict {
         self.file = Some(path.to_owned());
+        let starts: Vec<usize> = [0].into_iter().chain(text.match_indices('\n').map(|(end, _)| end + 1)).collect();
+        let line = |offset: usize| starts.partition_point(|start| *start <= offset);
         let position = |offset: usize| {
-            let before = text.get(..offset).unwrap_or(text);
-            let line = before.matches('\n').count() + 1;
-            (line, before.rsplit('\n').next().unwrap_or("").chars().count() + 1)
+            let line = line(offset);
+            let before = text.get(starts[line - 1]..offset).unwrap_or("");
+            (line, before.chars().count() + 1)
         };
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             let (line, column) = error.span().map(|span| position(span.start)).unzip();
             let place = Place::File { file: path.to_owned(), line, column };
-            problems.push(Problem {
-                place,
-                key: String::new(),
-                message: format!("not TOML: {}", error.message().trim()),
-            });
+            problems.push(Problem { place, key: String::new(), message: in_words(&error, text) });
         }
-        self.convert_table(table.get_ref(), &mut Vec::new(), &|offset| position(offset).0)
+        self.convert_table(table.get_ref(), &mut Vec::new(), &line)
     }
 
     fn convert_table(&mut self, table: &DeTable<'_>, path: &mut KeyPath, line: &dyn Fn(usize) -> usize) -> Dict {
@@ -145,6 +143,10 @@ impl Sources {
                 let place = Place::Variable(name.clone());
                 problems.push(Problem { place, key: path.join("."), message });
             };
+            if path.len() > LEVELS_MAX {
+                refuse("unknown key".to_owned());
+                continue;
+            }
             if let Some(other) = self.variables.get(&path) {
                 refuse(format!("given twice, the other time as {other}; keep one"));
                 continue;
@@ -171,7 +173,25 @@ impl Sources {
     }
 }
 
+/// The parser's words, but for the most common slip, a text without quotes, which it takes for a number gone wrong.
+fn in_words(error: &toml::de::Error, text: &str) -> String {
+    let (before, _) = text.split_at_checked(error.span().map_or(0, |span| span.start)).unwrap_or((text, ""));
+    let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+    let line = text[line_start..].lines().next().unwrap_or("");
+    match line.split_once('=') {
+        Some((key, value)) if key.len() < before.len() - line_start && !value.trim_start().starts_with(QUOTES) => {
+            "not TOML: this value is neither a number, nor true or false, nor a text in quotes".to_owned()
+        }
+        _ => format!("not TOML: {}", error.message().trim()),
+    }
+}
+
+/// What values begin with that are not bare words.
+const QUOTES: [char; 4] = ['"', '\'', '[', '{'];
+
 const PREFIX: &str = "RELAY_";
+/// Twice what the longest property of librdkafka takes, spelt out. The tree is walked by recursion.
+const LEVELS_MAX: usize = 16;
 
 /// Our variables, whatever their case; not those that Kubernetes makes for a Service called `relay`.
 fn ours((name, value): (OsString, OsString)) -> Option<(String, OsString)> {

@@ -34,10 +34,10 @@ pub(super) fn did_you_mean<'c>(text: &str, candidates: impl IntoIterator<Item = 
 /// What was meant by a key that does not exist, given all that do.
 pub(super) fn for_unknown(path: &[String], keys: &[KeyPath], place: &Place) -> String {
     let Some((key, parent)) = path.split_last() else { return String::new() };
-    if let (Place::Variable(variable), true) = (place, parent.is_empty()) {
-        if let Some(hint) = for_variable(key, variable, keys) {
-            return hint;
-        }
+    if let (Place::Variable(variable), true) = (place, parent.is_empty())
+        && let Some(hint) = for_variable(key, variable, keys)
+    {
+        return hint;
     }
     let beside = keys.iter().filter(|known| known.len() == path.len() && known.starts_with(parent));
     let beside = beside.filter_map(|known| known.last()).map(String::as_str);
@@ -67,4 +67,27 @@ fn for_variable(key: &str, variable: &str, keys: &[KeyPath]) -> Option<String> {
     }
     let service = variable.contains("_SERVICE_") || variable.contains("_PORT_") || variable.ends_with("_PORT");
     service.then(|| "; if Kubernetes makes it for a Service, set `enableServiceLinks: false` in the pod".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn only_a_slip_is_taken_for_another_word() {
+        let keys = ["listen", "body_max", "deadline", "urls", "tls"];
+        for (text, meant) in [
+            ("lisen", Some("listen")),
+            ("litsen", Some("listen")),
+            ("LISTEN", Some("listen")),
+            ("max_body", Some("body_max")),
+            ("body-max", Some("body_max")),
+            ("url", Some("urls")),
+            ("timeout", None),
+            ("host", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(text, keys), meant, "{text}");
+        }
+    }
 }

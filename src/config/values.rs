@@ -186,3 +186,92 @@ pub(super) fn at_most<T: PartialOrd + Copy>(
         value => Ok(value),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_carry_units_and_are_exact() {
+        for (text, nanos) in [
+            ("1.8s", 1_800_000_000),
+            ("500ms", 500_000_000),
+            ("5m", 300_000_000_000),
+            ("24h", 86_400_000_000_000),
+            ("30d", 2_592_000_000_000_000),
+            ("0.5 ms", 500_000),
+            (" 2 s ", 2_000_000_000),
+            ("0.000000001s", 1),
+            ("0", 0),
+            ("0.0", 0),
+            ("0d", 0),
+            ("36525d", 3_155_760_000_000_000_000),
+        ] {
+            assert_eq!(duration(text).map(|duration| duration.as_nanos()), Ok(nanos), "{text}");
+        }
+        for text in [
+            "",
+            " ",
+            "s",
+            "5",
+            "1.",
+            ".5s",
+            "1.2.3s",
+            "-1s",
+            "+1s",
+            "1e3s",
+            "1sec",
+            "1M",
+            "5 minutes",
+            "1h30m",
+            "36526d",
+            "９s",
+            "0.0000000001s",
+            "1234567890123456789s",
+            "999999999999999999d",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_carry_units_and_are_exact() {
+        for (text, bytes) in [
+            ("8 MiB", 8 << 20),
+            ("16 KiB", 16 << 10),
+            ("8 GiB", 8 << 30),
+            ("1TiB", 1 << 40),
+            ("1.5 KiB", 1536),
+            ("1 kB", 1000),
+            ("1 MB", 1_000_000),
+            ("1 GB", 1_000_000_000),
+            ("1 TB", 1_000_000_000_000),
+            ("7 B", 7),
+            ("0", 0),
+            ("0 B", 0),
+            ("8388607 TiB", 8_388_607 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "8", "MiB", "8 mib", "8 M", "-1 B", "8,5 MiB", "1 PiB", "8388608 TiB", "1 KiB 2 B"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_a_unit_is_told() {
+        for (text, unit) in
+            [("8 mib", "MiB"), ("8 Mi", "MiB"), ("8Gi", "GiB"), ("8M", "MB"), ("8k", "kB"), ("8KB", "kB")]
+        {
+            let message = format!("`{text}` has no known unit; did you mean `{unit}`?");
+            assert_eq!(size(text), Err(message), "{text}");
+        }
+        assert_eq!(duration("5S"), Err("`5S` has no known unit; did you mean `s`?".to_owned()));
+    }
+
+    #[test]
+    fn what_is_shown_cannot_disturb_a_terminal_or_fill_it() {
+        assert_eq!(shown("\u{1b}[31m\n"), "`\\u{1b}[31m\\n`");
+        assert_eq!(shown(&"é".repeat(61)), format!("`{}…`", "é".repeat(60)));
+    }
+}

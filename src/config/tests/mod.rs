@@ -4,7 +4,14 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::load::parse;
-use super::{Loaded, Problems};
+use super::{Config, Loaded, Problems};
+
+mod environment;
+mod machine;
+mod manual;
+mod mistakes;
+mod outputs;
+mod sections;
 
 /// Reads a text as if it stood in `relay.toml`, with variables beside it.
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Problems> {
@@ -12,11 +19,27 @@ fn load(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Problems> {
     parse(Some((Path::new("relay.toml"), text)), variables)
 }
 
-#[test]
-fn without_file_and_variables_there_are_one_account_and_the_console() {
-    let config = super::Config::defaults();
-    assert_eq!(config.accounts.len(), 1);
-    assert_eq!(config.accounts[0].path, "/webhooks/sipsim");
-    assert!(matches!(config.outputs[0].kind, super::OutputKind::Console));
-    assert!(load("", &[]).is_ok());
+/// A configuration that is in order.
+fn good(text: &str) -> Config {
+    good_with(text, &[])
+}
+
+fn good_with(text: &str, environment: &[(&str, &str)]) -> Config {
+    match load(text, environment) {
+        Ok(loaded) => loaded.config,
+        Err(problems) => panic!("refused:\n{text}\n{problems}"),
+    }
+}
+
+/// Checks that a configuration has these problems and no others, as `check` prints them.
+fn bad(text: &str, expected: &[&str]) {
+    bad_with(text, &[], expected);
+}
+
+fn bad_with(text: &str, environment: &[(&str, &str)], expected: &[&str]) {
+    let found: Vec<String> = match load(text, environment) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.0.iter().map(ToString::to_string).collect(),
+    };
+    assert_eq!(found, expected, "\n{text}\n{environment:?}");
 }
