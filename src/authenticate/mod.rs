@@ -16,12 +16,14 @@ use crate::clock::Timestamp;
 use crate::config::AccountName;
 
 mod accounts;
+pub mod diagnose;
 mod held;
 mod keys;
 mod secrets;
 
 pub use accounts::{Account, Accounts, NoSecrets, Reload, SecretsChanged};
-pub use secrets::{ReloadReport, SECRETS_DEFAULT, Unusable, make_secret};
+pub use keys::sign;
+pub use secrets::{NamedSecret, ReloadReport, SECRETS_DEFAULT, Unusable, load as load_secrets, make_secret};
 
 /// Carries the signature: 64 hex digits.
 pub const SIGNATURE_HEADER: &str = "x-webhook-signature";
