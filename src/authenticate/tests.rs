@@ -66,7 +66,7 @@ fn account(name: &str, secrets: Option<PathBuf>) -> config::Account {
     }
 }
 
-fn config_of(accounts: Vec<config::Account>) -> Config {
+pub(crate) fn config_of(accounts: Vec<config::Account>) -> Config {
     let any = "127.0.0.1:0".parse().unwrap();
     let none = Duration::ZERO;
     Config {

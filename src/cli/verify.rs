@@ -75,3 +75,123 @@ pub fn verify(question: &Question, now: Timestamp) -> Result<Answer, String> {
     let right = diagnosis.signed_with.is_some() && (diagnosis.fresh || !question.fresh);
     Ok(Answer { text: diagnosis.to_string(), notices, right })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config;
+
+    const BODY: &str = r#"{"event":"test","pbx_id":"test_000000"}"#;
+    const SIGNATURE: &str = "c7f86e4e9314998cde8f1113e20ce9cd37ba170778263fffe81b7c6d6e1dde92";
+
+    struct Files(tempfile::TempDir);
+
+    impl Files {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn write(&self, name: &str, content: &str) -> PathBuf {
+            let path = self.0.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+            path
+        }
+
+        fn config(&self) -> Config {
+            let account = |name: &str| config::Account {
+                name: config::Name::new(name).unwrap(),
+                path: format!("/{name}"),
+                secrets: Some(self.0.path().join(name)),
+                environment_secret: None,
+                tolerance: Duration::from_secs(60),
+                keep_refused: 0,
+            };
+            crate::authenticate::config_for_test(vec![account("lyon"), account("paris")])
+        }
+    }
+
+    fn at(seconds_after_signing: i64) -> Timestamp {
+        Timestamp::from_seconds(1_736_937_000 + seconds_after_signing)
+    }
+
+    #[test]
+    fn a_signature_is_right_whatever_its_age_unless_it_is_to_be_fresh() {
+        let files = Files::new();
+        let (body, secret) = (files.write("body", BODY), files.write("secret", "example-secret\n"));
+        let check = |fresh, now, right, says: &str| {
+            let question = Question {
+                body: &body,
+                timestamp: " 1736937000",
+                signature: SIGNATURE,
+                secret_file: Some(&secret),
+                config: None,
+                fresh,
+            };
+            let answer = verify(&question, now).unwrap();
+            assert_eq!(answer.right, right, "{answer:?}");
+            assert!(
+                answer.text.contains("The signature is right: secret in ") && answer.text.contains(says),
+                "{answer:?}"
+            );
+        };
+        check(true, at(42), true, "signed at 2025-01-15T10:30:00Z, 42 s ago.");
+        check(false, at(3 * 86400), true, "3 d ago.");
+        check(true, at(3 * 86400), false, "outside the tolerance of 5 min, 3 d ago");
+        check(true, at(-301), false, "5 min 1 s ahead");
+    }
+
+    #[test]
+    fn the_configured_secrets_are_tried_with_their_own_tolerance() {
+        let files = Files::new();
+        let body = files.write("body", BODY);
+        files.write("lyon/sipsim", "other");
+        files.write("lyon/empty", "");
+        files.write("paris/new", "example-secret");
+        let config = files.config();
+        let ask = |signature: &str, secret_file: Option<&Path>, now| {
+            let question = Question {
+                body: &body,
+                timestamp: "1736937000",
+                signature,
+                secret_file,
+                config: Some(&config),
+                fresh: true,
+            };
+            verify(&question, now).unwrap()
+        };
+        let answer = ask(SIGNATURE, None, at(60));
+        assert!(answer.right && answer.text.contains("right: secret new of account paris."), "{answer:?}");
+        assert!(answer.notices.len() == 1 && answer.notices[0].contains("lyon/empty is empty"), "{answer:?}");
+        assert!(!ask(SIGNATURE, None, at(61)).right);
+
+        let answer = ask(&"0".repeat(64), None, at(0));
+        assert!(
+            !answer.right
+                && answer.text.contains("No secret fits (secret sipsim of account lyon, secret new of account paris)"),
+            "{answer:?}"
+        );
+
+        // Asked for one, the others only explain.
+        let other = files.0.path().join("lyon/sipsim");
+        let answer = ask(SIGNATURE, Some(&other), at(0));
+        assert!(!answer.right && answer.text.contains("signed with the secret new of account paris"), "{answer:?}");
+        assert_eq!(answer.notices, [""; 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_said() {
+        let files = Files::new();
+        let body = files.write("body", BODY);
+        let ask = |body: &Path, secret_file: Option<&Path>, config: Option<&Config>| {
+            let question = Question { body, timestamp: "1", signature: "x", secret_file, config, fresh: false };
+            verify(&question, at(0)).unwrap_err()
+        };
+        assert_eq!(ask(&body, None, None), "there is no secret to verify with: give --secret-file FILE");
+        assert!(ask(&body, None, Some(&files.config())).contains("/lyon cannot be read"));
+        assert!(ask(&files.0.path().join("absent"), None, None).contains("the body "));
+        assert!(ask(&body, Some(&files.0.path().join("absent")), None).contains("the secret file "));
+    }
+}

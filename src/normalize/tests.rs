@@ -21,8 +21,9 @@ fn nested(depth: usize) -> String {
 
 #[test]
 fn sipsims_examples_are_read_as_their_pages_say() {
-    // File, name, subject, time, call status.
-    let expected: [(&str, &str, Option<&str>, &str, Option<&str>); 17] = [
+    /// File, name, subject, time, call status.
+    type Expected = (&'static str, &'static str, Option<&'static str>, &'static str, Option<&'static str>);
+    let expected: [Expected; 17] = [
         ("incoming_call_answer", "incoming_call_answer", Some("call_abc123"), "2025-01-15T10:30:05Z", None),
         (
             "incoming_call_end.answered",

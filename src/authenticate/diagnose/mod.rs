@@ -110,26 +110,29 @@ pub fn diagnose(evidence: &Evidence, candidates: &[Candidate]) -> Diagnosis {
 
     let mut tolerance = candidates.iter().map(|candidate| candidate.tolerance).max().unwrap_or_default();
     let mut signed_with = None;
-    let mut explained = true;
+    let (mut searched, mut explained) = (false, false);
     if let (Some(timestamp), Some(mac)) = (timestamp, mac) {
-        match search(candidates, &mac, timestamp.trim_ascii(), evidence.body) {
+        searched = true;
+        let found = search(candidates, &mac, timestamp.trim_ascii(), evidence.body);
+        explained = found.is_some();
+        match found {
             Some(found) if found.is_plain() && candidates[found.candidate].counts => {
                 let Candidate { name, tolerance: its, .. } = &candidates[found.candidate];
                 signed_with = well_formed.then(|| name.clone());
                 tolerance = *its;
             }
             Some(found) => explain(found, candidates, &mut findings),
-            None => explained = false,
+            None => {}
         }
     }
-    if signed_with.is_none() {
+    if !explained {
         match evidence.body {
             [] => findings.push(Finding::BodyEmpty),
             [0x1f, 0x8b, ..] => findings.push(Finding::BodyCompressed),
             _ => {}
         }
     }
-    if !explained {
+    if searched && !explained {
         findings.push(Finding::NoSecretFits(candidates.iter().map(|candidate| candidate.name.clone()).collect()));
     }
     let fresh = signed_at.is_some_and(|at| is_fresh(Timestamp::from_seconds(at), evidence.received_at, tolerance));
