@@ -24,7 +24,7 @@ mod refusal;
 mod registry;
 mod tally;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 pub use door::{Keep, Rooms};
@@ -141,7 +141,7 @@ async fn accept<K: Keep>(
         match accepted {
             Ok((stream, _)) => {
                 is_failing = false;
-                if let Some(admitted) = site.admit().await {
+                if let Some(admitted) = site.admit(&stopping).await {
                     connections.spawn(Arc::clone(&site).serve_one(stream, admitted));
                 }
             }
@@ -165,12 +165,12 @@ async fn accept<K: Keep>(
 }
 
 impl<K: Keep> Site<K> {
-    /// A place for a new connection. `None` if by the deadline, in which each request under way ends, there was none.
-    async fn admit(&self) -> Option<Admitted> {
+    /// A place for a new connection. `None` if by the deadline, in which each request under way ends, or by the stop there was none.
+    async fn admit(&self, stopping: &watch::Receiver<bool>) -> Option<Admitted> {
         let give_up_at = Instant::now() + self.patience.deadline;
         loop {
             let admitted = self.door.registry.admit(self.first_phase());
-            if admitted.is_some() || Instant::now() >= give_up_at {
+            if admitted.is_some() || *stopping.borrow() || Instant::now() >= give_up_at {
                 return admitted;
             }
             sleep(PLACE_LOOK_EVERY).await;

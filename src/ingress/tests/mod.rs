@@ -92,7 +92,8 @@ struct Running {
     serving: Serving<Scripted>,
 }
 
-fn configuration() -> Config {
+/// One account with its secret in the environment, one console output, free ports on loopback.
+pub(crate) fn configuration() -> Config {
     let name = |text| Name::new(text).unwrap();
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
