@@ -11,6 +11,8 @@ use crate::clock::Timestamp;
 pub mod console;
 pub mod kafka;
 pub mod rabbitmq;
+pub mod routes;
+pub mod topology;
 
 /// One event as it goes to a broker.
 #[derive(Debug)]
