@@ -19,11 +19,13 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use crate::config::{self, OutputName};
 use crate::publish::{Place, PublishError, Record, Report, Reports, Sink};
 
+mod create;
 mod faults;
 mod health;
 mod lanes;
 mod settings;
 
+pub use create::{Made, create_topics};
 use health::Health;
 use lanes::Lanes;
 
