@@ -1,1 +1,276 @@
-//! To be written.
+//! The console: one line an event, for people and for pipes. It promises that a line that was begun and broken off never runs into the next.
+//!
+//! An owned thread writes, so that a pipe that nobody reads holds up this output and nothing else.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::encode::on_one_line;
+use super::{Place, PublishError, Record, Report, Reports, Sink};
+
+/// Lines that share one write and one flush: enough that a drain is not a system call an event.
+const GROUP_RECORDS_MAX: usize = 256;
+/// Bytes after which a group is full, whatever its number of lines.
+const GROUP_BYTES_MAX: usize = 256 * 1024;
+/// The pauses before a writer that failed is tried again.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Writes each record's payload as one line. Bounded by what the output lets be in flight.
+pub struct Console {
+    records: Sender<Record>,
+}
+
+impl Console {
+    /// Starts the writing thread. It ends when the console is dropped; nobody waits for it then, since a write into a full pipe may never return.
+    ///
+    /// The thread not being startable shows as an output that is lost, as everything else does.
+    pub fn new(writer: impl Write + Send + 'static, reports: Reports) -> Self {
+        let (records, queue) = channel();
+        let at_work = reports.clone();
+        let spawned = thread::Builder::new().name("console".into()).spawn(move || {
+            Lines { writer, open_line: false }.serve(&queue, &at_work, PAUSE_MIN);
+        });
+        if let Err(error) = spawned {
+            let detail = format!("the console's thread cannot be started: {error}");
+            let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
+        }
+        Self { records }
+    }
+}
+
+impl Sink for Console {
+    fn send(&mut self, mut record: Record) {
+        on_one_line(&mut record.payload);
+        // Fails only without the thread, of which the output was told as lost: it sends nothing then.
+        let _ = self.records.send(record);
+    }
+}
+
+struct Lines<W> {
+    writer: W,
+    /// The last byte written was not a line's end.
+    open_line: bool,
+}
+
+impl<W: Write> Lines<W> {
+    fn serve(&mut self, queue: &Receiver<Record>, reports: &Reports, pause_min: Duration) {
+        let mut pause = pause_min;
+        let _ = reports.send(Report::Connected);
+        while let Ok(first) = queue.recv() {
+            let mut group = Group::new(first, self.open_line);
+            while !group.is_full() {
+                match queue.try_recv() {
+                    Ok(record) => group.push(record),
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+            let (written, result) = self.write(&group.bytes);
+            for (sequence, end) in group.ends {
+                let report = if end <= written {
+                    Report::Delivered { sequence, place: Place::Confirmed }
+                } else {
+                    Report::Failed { sequence, error: PublishError::Disconnected }
+                };
+                let _ = reports.send(report);
+            }
+            let Err(error) = result else {
+                pause = pause_min;
+                continue;
+            };
+            let dropped = refuse(queue, reports, Instant::now()).is_err();
+            let detail = format!("the console cannot be written: {error}");
+            let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
+            if dropped || refuse(queue, reports, Instant::now() + pause).is_err() {
+                return;
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+            // There is nothing to try a writer with but a record; the next one proves it.
+            let _ = reports.send(Report::Connected);
+        }
+    }
+
+    /// How many of `bytes` were written and flushed, and why not all.
+    fn write(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let mut written = 0;
+        let mut result = Ok(());
+        while written < bytes.len() && result.is_ok() {
+            match self.writer.write(&bytes[written..]) {
+                Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        if let Some(last) = bytes[..written].last() {
+            self.open_line = *last != b'\n';
+        }
+        // What stands before a failure counts only once it is flushed too.
+        match self.writer.flush() {
+            Ok(()) => (written, result),
+            Err(error) => (0, Err(result.err().unwrap_or(error))),
+        }
+    }
+}
+
+/// Gives records back unwritten until `until`; an error if the console was dropped meanwhile.
+fn refuse(queue: &Receiver<Record>, reports: &Reports, until: Instant) -> Result<(), RecvTimeoutError> {
+    loop {
+        match queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Record { sequence, .. }) => {
+                let _ = reports.send(Report::Failed { sequence, error: PublishError::Disconnected });
+            }
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+        }
+    }
+}
+
+/// Lines that are written and flushed together.
+struct Group {
+    bytes: Vec<u8>,
+    /// Each record's sequence, and where its line ends.
+    ends: Vec<(u64, usize)>,
+}
+
+impl Group {
+    fn new(first: Record, open_line: bool) -> Self {
+        let mut group = Self { bytes: Vec::new(), ends: Vec::new() };
+        if open_line {
+            group.bytes.push(b'\n');
+        }
+        group.push(first);
+        group
+    }
+
+    fn push(&mut self, record: Record) {
+        self.bytes.extend_from_slice(&record.payload);
+        self.bytes.push(b'\n');
+        self.ends.push((record.sequence, self.bytes.len()));
+    }
+
+    fn is_full(&self) -> bool {
+        self.ends.len() >= GROUP_RECORDS_MAX || self.bytes.len() >= GROUP_BYTES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::clock::Timestamp;
+
+    /// What the next writes do: `Ok(n)` takes at most n bytes. Without a script everything is taken.
+    type Script = Arc<Mutex<VecDeque<io::Result<usize>>>>;
+
+    #[derive(Clone, Default)]
+    struct Scripted {
+        script: Script,
+        text: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = self.script.lock().unwrap().pop_front().unwrap_or(Ok(bytes.len()))?.min(bytes.len());
+            self.text.lock().unwrap().extend_from_slice(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn record(sequence: u64, payload: &str) -> Record {
+        Record {
+            sequence,
+            lane: "console".into(),
+            key: String::new(),
+            content_type: "application/cloudevents+json",
+            headers: Vec::new(),
+            id: String::new(),
+            event_type: String::new(),
+            received_at: Timestamp::default(),
+            payload: payload.as_bytes().to_vec(),
+        }
+    }
+
+    /// Writes three records to a writer with this script: the text that came out, and the reports as words.
+    fn written(script: Vec<io::Result<usize>>) -> (String, Vec<String>) {
+        let writer = Scripted { script: Arc::new(Mutex::new(script.into())), ..Default::default() };
+        let text = writer.text.clone();
+        let (reports, mut said) = unbounded_channel();
+        let (records, queue) = channel();
+        for (sequence, payload) in [(1, "one"), (2, "two"), (3, "three")] {
+            records.send(record(sequence, payload)).unwrap();
+        }
+        let mut lines = Lines { writer, open_line: false };
+        let again = records.clone();
+        let mut words = Vec::new();
+        thread::scope(|scope| {
+            scope.spawn(move || lines.serve(&queue, &reports, Duration::from_millis(1)));
+            let mut connected = 0;
+            while words.iter().filter(|word: &&String| word.starts_with("delivered")).count() < 3 {
+                let report = said.blocking_recv().unwrap();
+                words.push(match &report {
+                    Report::Delivered { sequence, .. } => format!("delivered {sequence}"),
+                    Report::Failed { sequence, .. } => format!("failed {sequence}"),
+                    Report::Connected => "connected".into(),
+                    Report::Lost { detail, .. } => format!("lost {detail}"),
+                });
+                if matches!(report, Report::Connected) {
+                    connected += 1;
+                    if connected > 1 {
+                        // What an output does: what failed comes again, oldest first.
+                        for sequence in 1..=3 {
+                            if words.contains(&format!("failed {sequence}")) {
+                                again.send(record(sequence, ["one", "two", "three"][sequence as usize - 1])).unwrap();
+                            }
+                        }
+                    }
+                }
+            }
+            drop(records);
+            drop(again);
+        });
+        (String::from_utf8(text.lock().unwrap().clone()).unwrap(), words)
+    }
+
+    #[test]
+    fn each_record_is_a_line_and_confirmed() {
+        let (text, words) = written(vec![]);
+        assert_eq!(text, "one\ntwo\nthree\n");
+        assert_eq!(words, ["connected", "delivered 1", "delivered 2", "delivered 3"]);
+    }
+
+    #[test]
+    fn a_closed_writer_fails_what_it_did_not_take_and_is_tried_again() {
+        let (text, words) = written(vec![Ok(4), Err(io::ErrorKind::BrokenPipe.into())]);
+        assert_eq!(text, "one\ntwo\nthree\n");
+        assert_eq!(
+            words,
+            [
+                "connected",
+                "delivered 1",
+                "failed 2",
+                "failed 3",
+                "lost the console cannot be written: broken pipe",
+                "connected",
+                "delivered 2",
+                "delivered 3"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_line_that_was_broken_off_does_not_run_into_the_next() {
+        let (text, _) = written(vec![Ok(6), Err(io::ErrorKind::BrokenPipe.into())]);
+        assert_eq!(text, "one\ntw\ntwo\nthree\n");
+    }
+}

@@ -1,1 +1,552 @@
-//! To be written.
+//! RabbitMQ: a channel a lane, publisher confirms pipelined, `mandatory`. A record counts as delivered when the broker confirmed that it was
+//! routed and kept, and [`window`] shows that lapin's confirm can be believed; each record gets one report, whatever happens to the line.
+//!
+//! One task does it all and waits for nothing but news: neither a publish that hangs (a blocked connection, a hung broker) nor a lane whose
+//! channel is being opened holds up the others. Reconnecting is our own; lapin's recovery stays off.
+
+mod connect;
+mod fault;
+mod lane;
+mod ready;
+mod topology;
+mod window;
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lapin::options::ConfirmSelectOptions;
+use lapin::types::ShortString;
+use lapin::{Channel, Connection, Event};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::{Place, PublishError, Record, Report, Reports, Sink};
+use crate::config::{self, OutputName};
+use connect::{FilesDigest, Link, Refusal};
+use lane::{Lane, Trouble};
+use ready::Ready;
+pub use topology::create_topology;
+use window::Verdict;
+
+/// Records taken over at a time, before confirms get a turn.
+const TAKE_MAX: usize = 256;
+/// The first pause before connecting again is at most this; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A connection that lasted this long begins again with the shortest pause.
+const PROVEN_AFTER: Duration = Duration::from_secs(30);
+/// How often the connection is looked at beside its events.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the files are read, in looks.
+const FILES_EVERY: u32 = 5;
+/// How long open records may take to settle before a connection is replaced because a file changed.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// Channels at once, if the broker allows as many (it allows 2,047 by default). There are about twenty lanes an account.
+const CHANNELS_MAX: usize = 512;
+
+/// Publishes to an exchange, by the records' lanes as routing keys. Dropped, it closes its connection within a second.
+pub struct RabbitMq {
+    records: UnboundedSender<Record>,
+}
+
+impl RabbitMq {
+    /// Starts the task that connects and publishes. It begins as not connected and tries for as long as it lives.
+    pub fn new(name: OutputName, config: config::RabbitMq, reports: Reports) -> Self {
+        let (records, queue) = unbounded_channel();
+        let publisher = Publisher {
+            exchange: topology::short(&config.exchange),
+            name,
+            config,
+            reports,
+            records: queue,
+            lanes: Lanes::default(),
+            ready: Arc::default(),
+            declare_trouble: None,
+        };
+        // Owned through the channel: it ends when the sink is dropped, after its goodbye to the broker.
+        tokio::spawn(publisher.run());
+        Self { records }
+    }
+}
+
+impl Sink for RabbitMq {
+    fn send(&mut self, record: Record) {
+        // The task ends only when this sender is gone, or with the runtime.
+        let _ = self.records.send(record);
+    }
+}
+
+struct Publisher {
+    name: OutputName,
+    config: config::RabbitMq,
+    exchange: ShortString,
+    reports: Reports,
+    records: UnboundedReceiver<Record>,
+    lanes: Lanes,
+    ready: Arc<Ready>,
+    /// What was last said about the exchange, so that it is said once.
+    declare_trouble: Option<String>,
+}
+
+/// How a connection ended.
+enum End {
+    Dropped,
+    Lost(String),
+    Replaced(Link),
+}
+
+/// What was waited for beside the records.
+enum Chore {
+    Opened(usize, lapin::Result<Channel>),
+    Closed,
+    Files(FilesDigest),
+    Reconnected(Result<Link, Refusal>),
+}
+
+/// A connection at work.
+struct Session {
+    link: Link,
+    /// Ended with the session.
+    chores: JoinSet<Chore>,
+    channels_max: usize,
+    channels: usize,
+    /// Lanes that found no channel free.
+    starved: Vec<usize>,
+    blocked: bool,
+    /// A channel was closed because the exchange is missing: the next one declares it first.
+    exchange_missing: bool,
+    /// The files of the connection, or of the last attempt to replace it.
+    files: FilesDigest,
+    /// The connection that takes over, and when it does so at the latest.
+    next: Option<(Link, Instant)>,
+}
+
+impl Publisher {
+    async fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        let mut told = None;
+        loop {
+            let Some(connected) = self.refusing(connect::connect(&self.name.clone(), &self.config.clone())).await else { return };
+            match connected {
+                Err(refusal) => {
+                    if told.as_ref() != Some(&refusal.detail) {
+                        warn!(output.name = %self.name, "output {} has no broker: {}", self.name, refusal.detail);
+                        told = Some(refusal.detail.clone());
+                        self.report(Report::Lost { reason: refusal.reason, detail: refusal.detail });
+                    }
+                }
+                Ok(link) => {
+                    told = None;
+                    let since = Instant::now();
+                    match self.publish(link).await {
+                        None => return,
+                        Some(detail) => {
+                            warn!(output.name = %self.name, "output {} lost its broker: {detail}", self.name);
+                            self.report(Report::Lost { reason: PublishError::Disconnected, detail });
+                        }
+                    }
+                    if since.elapsed() >= PROVEN_AFTER {
+                        pause = PAUSE_MIN;
+                    }
+                }
+            }
+            // Full jitter: many relays that lost one broker do not come back as one.
+            let jittered = pause.mul_f64(fastrand::f64());
+            if self.refusing(tokio::time::sleep(jittered)).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Waits for `wait` while all records that come are failed, as the broker is away. `None` if the sink was dropped.
+    async fn refusing<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(wait);
+        loop {
+            tokio::select! {
+                done = &mut wait => return Some(done),
+                record = self.records.recv() => {
+                    let record = record?;
+                    let mut verdicts = Vec::new();
+                    self.lanes.of(&record).refuse(&record, &mut verdicts);
+                    self.tell(verdicts);
+                }
+            }
+        }
+    }
+
+    /// Publishes over this connection and those that replace it, until one is lost: its reason, in one line. `None` if the sink was dropped.
+    async fn publish(&mut self, mut link: Link) -> Option<String> {
+        info!(output.name = %self.name, "output {} is connected to {}", self.name, link.at);
+        self.declare(&link.connection).await;
+        self.report(Report::Connected);
+        loop {
+            let mut session = Session::new(link);
+            let end = self.serve(&mut session).await;
+            let Session { link: old, next, .. } = session;
+            drop(next);
+            match end {
+                End::Dropped => {
+                    old.close().await;
+                    return None;
+                }
+                End::Lost(detail) => {
+                    drop(old);
+                    let mut verdicts = Vec::new();
+                    for lane in &mut self.lanes.all {
+                        lane.close(|_| PublishError::Disconnected, Some(&PublishError::Disconnected), &mut verdicts);
+                    }
+                    self.tell(verdicts);
+                    return Some(detail);
+                }
+                End::Replaced(new) => {
+                    let mut verdicts = Vec::new();
+                    for lane in &mut self.lanes.all {
+                        lane.close(|_| PublishError::Disconnected, None, &mut verdicts);
+                    }
+                    self.tell(verdicts);
+                    old.close().await;
+                    info!(output.name = %self.name, "output {} reconnected to {} with the changed files", self.name, new.at);
+                    link = new;
+                }
+            }
+        }
+    }
+
+    async fn declare(&mut self, connection: &Connection) {
+        if !self.config.declare {
+            return;
+        }
+        // A broker that does not answer this is noticed by its heartbeat; publishing does not wait for it.
+        let declared = tokio::time::timeout(SETTLE_MAX, topology::declare(connection, &self.config.exchange));
+        let trouble = declared.await.unwrap_or(Ok(())).err();
+        if let Some(text) = trouble.as_ref().filter(|text| self.declare_trouble.as_ref() != Some(*text)) {
+            warn!(output.name = %self.name, "output {}: {text}", self.name);
+        }
+        self.declare_trouble = trouble;
+    }
+
+    async fn serve(&mut self, session: &mut Session) -> End {
+        let mut batch = Vec::with_capacity(TAKE_MAX);
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = 0_u32;
+        // What waited while the connection was replaced.
+        for index in 0..self.lanes.all.len() {
+            if let Err(end) = self.advance(session, index) {
+                return end;
+            }
+        }
+        loop {
+            let step = tokio::select! {
+                count = self.records.recv_many(&mut batch, TAKE_MAX) => {
+                    if count == 0 {
+                        return End::Dropped;
+                    }
+                    self.take(session, &mut batch)
+                }
+                () = self.ready.wait() => Ok(()),
+                event = next_event(&mut session.link) => self.on_event(session, event),
+                Some(chore) = session.chores.join_next() => match chore {
+                    Ok(chore) => self.on_chore(session, chore),
+                    // Only a panic in lapin or in the connecting; both are as good as a connection that failed.
+                    Err(error) => Err(End::Lost(fault::one_line(&error.to_string()))),
+                },
+                _ = looks.tick() => {
+                    looked = looked.wrapping_add(1);
+                    self.look(session, looked)
+                }
+            };
+            let step = step.and_then(|()| self.settle(session)).and_then(|()| self.replace(session));
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Hands records to their lanes.
+    fn take(&mut self, session: &mut Session, batch: &mut Vec<Record>) -> Result<(), End> {
+        let mut verdicts = Vec::new();
+        let mut lanes = Vec::new();
+        for record in batch.drain(..) {
+            let lane = self.lanes.of(&record);
+            lane.accept(record, &mut verdicts);
+            if lane.has_waiting() && lanes.last() != Some(&lane.index) {
+                lanes.push(lane.index);
+            }
+        }
+        self.tell(verdicts);
+        lanes.into_iter().try_for_each(|index| self.advance(session, index))
+    }
+
+    /// Publishes what waits in a lane, or gets it a channel.
+    fn advance(&mut self, session: &mut Session, index: usize) -> Result<(), End> {
+        // Nothing new on a connection that is about to be replaced.
+        if session.next.is_some() {
+            return Ok(());
+        }
+        let used = self.lanes.next_use();
+        let lane = &mut self.lanes.all[index];
+        if !lane.has_waiting() {
+            return Ok(());
+        }
+        lane.used = used;
+        if lane.has_channel() {
+            let trouble = lane.flush(&self.exchange, &self.ready);
+            if let Some(trouble) = trouble {
+                self.on_trouble(session, index, trouble)?;
+            }
+            if self.lanes.all[index].has_channel() {
+                return Ok(());
+            }
+            session.channels -= 1;
+        }
+        self.open(session, index);
+        Ok(())
+    }
+
+    /// Opens a lane's channel, if need be in the place of one that idles.
+    fn open(&mut self, session: &mut Session, index: usize) {
+        if self.lanes.all[index].opening || !self.lanes.all[index].has_waiting() {
+            return;
+        }
+        if session.channels >= session.channels_max {
+            let Some(idle) = self.lanes.release_idle() else {
+                if !session.starved.contains(&index) {
+                    session.starved.push(index);
+                }
+                return;
+            };
+            session.channels -= 1;
+            session.chores.spawn(async move {
+                // An error here is a channel that is closed already.
+                let _ = idle.close(200, "OK".into()).await;
+                Chore::Closed
+            });
+        }
+        session.channels += 1;
+        self.lanes.all[index].opening = true;
+        let connection = session.link.connection.clone();
+        let declare = std::mem::take(&mut session.exchange_missing).then(|| self.config.exchange.clone());
+        session.chores.spawn(async move {
+            if let Some(exchange) = declare {
+                // What stands in its way was logged at connecting, and shows in the lane.
+                let _ = topology::declare(&connection, &exchange).await;
+            }
+            Chore::Opened(index, open_channel(&connection).await)
+        });
+    }
+
+    /// Looks at all that has news, then gives the verdicts: see [`ready`] for why in this order.
+    fn settle(&mut self, session: &mut Session) -> Result<(), End> {
+        let mut news = Vec::new();
+        loop {
+            self.ready.take(&mut news);
+            if news.is_empty() {
+                break;
+            }
+            for (index, tag) in news.drain(..) {
+                if let Some(trouble) = self.lanes.all[index].look(tag) {
+                    self.on_trouble(session, index, trouble)?;
+                }
+            }
+        }
+        let mut verdicts = Vec::new();
+        for lane in self.lanes.all.iter_mut().filter(|lane| lane.touched) {
+            lane.judge(&mut verdicts);
+        }
+        self.tell(verdicts);
+        if !session.starved.is_empty() {
+            for index in std::mem::take(&mut session.starved) {
+                self.advance(session, index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn on_trouble(&mut self, session: &mut Session, index: usize, trouble: Trouble) -> Result<(), End> {
+        let error = match trouble {
+            Trouble::Channel(error) if session.link.connection.status().connected() => error,
+            Trouble::Channel(error) | Trouble::Connection(error) => {
+                return Err(End::Lost(format!("{}: {}", session.link.at, fault::of_connection(&error))));
+            }
+        };
+        let mut verdicts = Vec::new();
+        let lane = &mut self.lanes.all[index];
+        if lane.has_channel() {
+            session.channels -= 1;
+        }
+        lane.close(|open| fault::of_channel(&error, open), Some(&PublishError::Withdrawn), &mut verdicts);
+        session.exchange_missing |= self.config.declare
+            && verdicts.iter().any(|(_, verdict)| *verdict == Err(PublishError::TopicMissing));
+        self.tell(verdicts);
+        Ok(())
+    }
+
+    fn on_event(&mut self, session: &mut Session, event: Option<Event>) -> Result<(), End> {
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                session.blocked = true;
+                let detail =
+                    format!("{}: the broker takes nothing at the moment ({})", session.link.at, fault::one_line(&reason));
+                warn!(output.name = %self.name, "output {} is blocked: {detail}", self.name);
+                self.report(Report::Lost { reason: PublishError::Blocked, detail });
+                Ok(())
+            }
+            Some(Event::ConnectionUnblocked) => {
+                session.blocked = false;
+                info!(output.name = %self.name, "output {} is no longer blocked", self.name);
+                self.report(Report::Connected);
+                Ok(())
+            }
+            // A channel's end shows in its records too; the connection's must be noticed without any.
+            Some(Event::Error(error)) if !session.link.connection.status().connected() => {
+                Err(End::Lost(format!("{}: {}", session.link.at, fault::of_connection(&error))))
+            }
+            Some(_) => Ok(()),
+            None => Err(End::Lost(format!("{}: lapin gave the connection up", session.link.at))),
+        }
+    }
+
+    fn on_chore(&mut self, session: &mut Session, chore: Chore) -> Result<(), End> {
+        match chore {
+            Chore::Opened(index, Ok(channel)) => {
+                self.lanes.all[index].set_channel(channel);
+                self.advance(session, index)
+            }
+            Chore::Opened(index, Err(error)) => {
+                session.channels -= 1;
+                let trouble =
+                    if fault::is_channels(&error) { Trouble::Channel(error) } else { Trouble::Connection(error) };
+                self.on_trouble(session, index, trouble)
+            }
+            Chore::Closed => Ok(()),
+            Chore::Files(files) => {
+                if files != session.files {
+                    session.files = files;
+                    let (name, config) = (self.name.clone(), self.config.clone());
+                    session.chores.spawn(async move { Chore::Reconnected(connect::connect(&name, &config).await) });
+                }
+                Ok(())
+            }
+            Chore::Reconnected(Ok(link)) => {
+                session.next = Some((link, Instant::now() + SETTLE_MAX));
+                Ok(())
+            }
+            Chore::Reconnected(Err(refusal)) => {
+                // The connection that stands still works, so it stays; the next change is tried again.
+                warn!(
+                    output.name = %self.name,
+                    "output {} keeps its connection, as the changed files give none: {}", self.name, refusal.detail
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// What no event tells, each second.
+    fn look(&mut self, session: &mut Session, looked: u32) -> Result<(), End> {
+        if !session.link.connection.status().connected() {
+            return Err(End::Lost(format!("{}: the connection is closed", session.link.at)));
+        }
+        // While the broker blocks, open records cannot settle.
+        if looked % FILES_EVERY == 0 && session.next.is_none() && !session.blocked {
+            let config = self.config.clone();
+            session.chores.spawn_blocking(move || Chore::Files(connect::digest(&config)));
+        }
+        Ok(())
+    }
+
+    /// Hands over to the connection that waits, once all is settled or it waited long enough.
+    fn replace(&mut self, session: &mut Session) -> Result<(), End> {
+        match session.next.take() {
+            Some((link, latest)) if self.lanes.all.iter().all(Lane::is_settled) || Instant::now() >= latest => {
+                Err(End::Replaced(link))
+            }
+            waiting => {
+                session.next = waiting;
+                Ok(())
+            }
+        }
+    }
+
+    fn tell(&self, verdicts: Vec<Verdict>) {
+        for (sequence, verdict) in verdicts {
+            self.report(match verdict {
+                Ok(()) => Report::Delivered { sequence, place: Place::Confirmed },
+                Err(error) => Report::Failed { sequence, error },
+            });
+        }
+    }
+
+    fn report(&self, report: Report) {
+        // Nobody listens only while the output is being dropped.
+        let _ = self.reports.send(report);
+    }
+}
+
+impl Session {
+    fn new(link: Link) -> Self {
+        // One is left for declaring.
+        let channels_max = usize::from(link.connection.configuration().channel_max()).saturating_sub(2).clamp(1, CHANNELS_MAX);
+        Self {
+            files: link.files,
+            link,
+            chores: JoinSet::new(),
+            channels_max,
+            channels: 0,
+            starved: Vec::new(),
+            blocked: false,
+            exchange_missing: false,
+            next: None,
+        }
+    }
+}
+
+/// All lanes there ever were. Bounded by the routing keys of the configuration: none is made from input.
+#[derive(Default)]
+struct Lanes {
+    by_key: HashMap<Arc<str>, usize>,
+    all: Vec<Lane>,
+    uses: u64,
+}
+
+impl Lanes {
+    fn of(&mut self, record: &Record) -> &mut Lane {
+        let index = match self.by_key.get(&record.lane) {
+            Some(index) => *index,
+            None => {
+                let index = self.all.len();
+                self.by_key.insert(record.lane.clone(), index);
+                self.all.push(Lane::new(index, &record.lane));
+                index
+            }
+        };
+        &mut self.all[index]
+    }
+
+    fn next_use(&mut self) -> u64 {
+        self.uses += 1;
+        self.uses
+    }
+
+    /// The channel of the lane that idles longest.
+    fn release_idle(&mut self) -> Option<Arc<Channel>> {
+        self.all.iter_mut().filter(|lane| lane.is_idle()).min_by_key(|lane| lane.used)?.release()
+    }
+}
+
+/// A channel in confirm mode.
+async fn open_channel(connection: &Connection) -> lapin::Result<Channel> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
+}
+
+async fn next_event(link: &mut Link) -> Option<Event> {
+    poll_fn(|context| link.events.as_mut().poll_next(context)).await
+}

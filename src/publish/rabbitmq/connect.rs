@@ -1,0 +1,280 @@
+//! From URLs and files to a connection: shuffled, tried in turn, each within a time, with TLS where the URL says so and never without.
+
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_core::Stream;
+use lapin::tcp::{AsyncTcpStream, RustlsConnector};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+use lapin::{Connection, ConnectionProperties, Event};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::fault;
+use crate::config::{self, OutputName};
+use crate::publish::PublishError;
+use crate::secret::Secret;
+
+/// For one URL: TCP, TLS and AMQP's handshake together.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// For the goodbye. A broker that hangs or blocks never answers it.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// Seconds. lapin gives a connection up when nothing came for two of them.
+const HEARTBEAT: u16 = 10;
+
+/// Why no URL gave a connection, in one line.
+pub(super) struct Refusal {
+    pub reason: PublishError,
+    pub detail: String,
+}
+
+/// A connection, and the means to end it whatever lapin's thread hangs on. Dropped, it is cut.
+pub(super) struct Link {
+    pub connection: Arc<Connection>,
+    pub events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+    /// Of the files that it was made with.
+    pub files: FilesDigest,
+    /// Host and port.
+    pub at: String,
+    line: Line,
+}
+
+impl Link {
+    pub async fn close(self) {
+        // Either way it ends here; the broker just likes a goodbye better.
+        let _ = timeout(CLOSE_MAX, self.connection.close(200, "OK".into())).await;
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.line.cut();
+    }
+}
+
+/// Connects to the first URL that answers, beginning anywhere. The files are read anew each time.
+pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Result<Link, Refusal> {
+    let read = config.clone();
+    let access = match tokio::task::spawn_blocking(move || Access::read(&read)).await {
+        Ok(Ok(access)) => access,
+        Ok(Err(detail)) => return Err(Refusal { reason: PublishError::Disconnected, detail }),
+        Err(error) => return Err(Refusal { reason: PublishError::Disconnected, detail: error.to_string() }),
+    };
+    let mut urls: Vec<&String> = config.urls.iter().collect();
+    fastrand::shuffle(&mut urls);
+    let mut refusals = Vec::new();
+    let mut timeouts = 0;
+    for url in urls {
+        let Some(uri) = uri(url, config, access.password.as_ref()) else {
+            refusals.push("one of the urls is not amqp://HOST:PORT/VHOST or amqps://…".to_owned());
+            continue;
+        };
+        let at = format!("{}:{}", uri.authority.host, uri.authority.port);
+        let line = Line::default();
+        match timeout(CONNECT_MAX, open(name, uri, access.tls.clone(), line.clone())).await {
+            Ok(Ok(connection)) => {
+                let events = Box::pin(connection.events_listener());
+                return Ok(Link { connection: Arc::new(connection), events, files: access.files, at, line });
+            }
+            Ok(Err(error)) => refusals.push(format!("{at}: {}", fault::of_connecting(&error))),
+            Err(_) => {
+                timeouts += 1;
+                refusals.push(format!("{at}: no answer within {} s", CONNECT_MAX.as_secs()));
+            }
+        }
+        line.cut();
+    }
+    let reason = if timeouts == refusals.len() { PublishError::Timeout } else { PublishError::Disconnected };
+    // Sorted, so that the same troubles read the same whatever the order in which they were met.
+    refusals.sort();
+    Err(Refusal { reason, detail: refusals.join("; ") })
+}
+
+async fn open(name: &OutputName, uri: AMQPUri, tls: Option<Arc<ClientConfig>>, line: Line) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default()
+        .with_connection_name(format!("sipsim-relay {name}").into())
+        .with_client_property("product".into(), "sipsim-relay".into())
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+    let runtime = lapin::runtime::default_runtime()?;
+    // lapin's own way of connecting knows neither a time limit nor a CA of one's own; this runs on its thread.
+    Connection::connector(
+        uri,
+        runtime,
+        async move |uri, runtime| {
+            let open = async {
+                let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
+                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                if let AsyncTcpStream::Plain(socket) = &stream {
+                    line.hold(socket.get_ref())?;
+                }
+                match (&uri.scheme, &tls) {
+                    (AMQPScheme::AMQP, _) => Ok(stream),
+                    (AMQPScheme::AMQPS, Some(tls)) => {
+                        stream.into_rustls(&RustlsConnector::from(tls.clone()), &uri.authority.host).await
+                    }
+                    (AMQPScheme::AMQPS, None) => Err(std::io::Error::other("TLS is not set up")),
+                }
+            };
+            match timeout(CONNECT_MAX, open).await {
+                Ok(opened) => Ok(opened?),
+                Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+            }
+        },
+        properties,
+    )
+    .await
+}
+
+/// The socket's other handle. lapin's thread waits on its socket for as long as the connection exists, and without recovery it offers no way
+/// to end one that hangs; closing the socket under it does.
+#[derive(Clone, Default)]
+struct Line(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+enum Held {
+    #[default]
+    Nothing,
+    Socket(TcpStream),
+    Cut,
+}
+
+impl Line {
+    fn hold(&self, socket: &impl AsFd) -> std::io::Result<()> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Held::Cut = *held {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        *held = Held::Socket(TcpStream::from(socket.as_fd().try_clone_to_owned()?));
+        Ok(())
+    }
+
+    fn cut(&self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Held::Socket(socket) = std::mem::replace(&mut *held, Held::Cut) {
+            // Fails if the other side was first, which is as good.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// The URL with the configuration's username, password and mechanism. `None` if it is no AMQP URL.
+fn uri(url: &str, config: &config::RabbitMq, password: Option<&Secret>) -> Option<AMQPUri> {
+    let mut uri: AMQPUri = url.parse().ok()?;
+    let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
+    let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    // lapin takes an IPv6 address for no host at all, and would connect to "localhost".
+    if let Some(address) = place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        uri.authority.host = address.0.to_owned();
+    }
+    uri.query.heartbeat = Some(HEARTBEAT);
+    let named = config.username.is_some() || !user.is_empty();
+    if let Some(username) = &config.username {
+        uri.authority.userinfo.username.clone_from(username);
+    }
+    match password {
+        Some(password) => uri.authority.userinfo.password = String::from_utf8(password.expose().to_vec()).ok()?,
+        // lapin's default is guest's password, which is nobody else's.
+        None if named && !user.contains(':') => uri.authority.userinfo.password.clear(),
+        None => {}
+    }
+    if config.certificate_file.is_some() && !named && uri.scheme == AMQPScheme::AMQPS {
+        uri.query.auth_mechanism = Some(SASLMechanism::External);
+    }
+    Some(uri)
+}
+
+/// A digest over the password, CA, certificate and key files: it changes when any of them does.
+pub(super) type FilesDigest = [u8; 32];
+
+/// What the files gave.
+struct Access {
+    password: Option<Secret>,
+    tls: Option<Arc<ClientConfig>>,
+    files: FilesDigest,
+}
+
+impl Access {
+    /// The error names the file and what is wrong with it.
+    fn read(config: &config::RabbitMq) -> Result<Self, String> {
+        // Before the reading: what changes while we read shows as a change later.
+        let files = digest(config);
+        let password = config.password.read().map_err(|error| {
+            let path = config.password.file.as_deref().unwrap_or(Path::new(""));
+            format!("password_file {} cannot be read: {error}", path.display())
+        })?;
+        let wants_tls = config.urls.iter().any(|url| url.starts_with("amqps:"));
+        let tls = if wants_tls { Some(Arc::new(tls(config)?)) } else { None };
+        Ok(Self { password, tls, files })
+    }
+}
+
+/// The digest of the files as they are now; one that cannot be read counts as such.
+pub(super) fn digest(config: &config::RabbitMq) -> FilesDigest {
+    let mut hash = Sha256::new();
+    for file in
+        [&config.password.file, &config.ca_file, &config.certificate_file, &config.private_key_file].into_iter().flatten()
+    {
+        let content = std::fs::read(file).map(Secret::new);
+        let content = content.as_ref().map(Secret::expose).unwrap_or(b"");
+        hash.update(content.len().to_be_bytes());
+        hash.update(content);
+    }
+    hash.finalize().into()
+}
+
+fn tls(config: &config::RabbitMq) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    match &config.ca_file {
+        Some(path) => {
+            for certificate in certificates("ca_file", path)? {
+                roots.add(certificate).map_err(|error| format!("ca_file {}: {error}", path.display()))?;
+            }
+        }
+        None => {
+            let system = rustls_native_certs::load_native_certs();
+            // Some systems carry certificates that rustls cannot read; the others serve.
+            let (usable, _) = roots.add_parsable_certificates(system.certs);
+            if usable == 0 {
+                return Err("this system has no usable CA certificates; set ca_file".into());
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS cannot be set up: {error}"))?
+        .with_root_certificates(roots);
+    match (&config.certificate_file, &config.private_key_file) {
+        (Some(certificate), Some(key)) => {
+            let chain = certificates("certificate_file", certificate)?;
+            let bytes = Secret::read(key)
+                .map_err(|error| format!("private_key_file {} cannot be read: {error}", key.display()))?;
+            let private = PrivateKeyDer::from_pem_slice(bytes.expose())
+                .map_err(|_| format!("private_key_file {} holds no private key in PEM", key.display()))?;
+            builder.with_client_auth_cert(chain, private).map_err(|error| {
+                format!("certificate_file {} and private_key_file {}: {error}", certificate.display(), key.display())
+            })
+        }
+        (None, None) => Ok(builder.with_no_client_auth()),
+        (Some(_), None) => Err("certificate_file needs private_key_file beside it".into()),
+        (None, Some(_)) => Err("private_key_file needs certificate_file beside it".into()),
+    }
+}
+
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bytes = std::fs::read(path).map_err(|error| format!("{key} {} cannot be read: {error}", path.display()))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{key} {} is not PEM: {error}", path.display()))?;
+    if certificates.is_empty() {
+        return Err(format!("{key} {} holds no certificate in PEM", path.display()));
+    }
+    Ok(certificates)
+}
