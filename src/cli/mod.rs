@@ -278,6 +278,20 @@ pub fn notice(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// Ctrl-C or SIGTERM. Where they cannot be listened for, never: then they end the program as they end any other.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
+}
+
 fn event_names() -> impl clap::builder::TypedValueParser<Value = crate::normalize::Known> {
     use crate::normalize::Known;
     use clap::builder::{PossibleValuesParser, TypedValueParser};
