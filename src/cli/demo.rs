@@ -47,7 +47,11 @@ async fn demonstrate(folder: &Path, stay: bool) -> Result<bool, String> {
     let secret_file = folder.join("secret");
     let secret = make_secret(&secret_file)?;
     let door = Door::new(Box::new(io::stdout()));
-    let relay = Relay::start(config(folder, &secret_file)?, Box::new(door.clone())).await?;
+    let relay = Relay::start(config(folder, &secret_file)?, {
+        let door = door.clone();
+        std::sync::Arc::new(move || Box::new(door.clone()))
+    })
+    .await?;
     let stage =
         Stage { public: relay.public_addr(), admin: relay.admin_addr(), secret, door, tell: Box::new(to_stderr) };
     let all_well = tokio::select! {

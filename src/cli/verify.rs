@@ -76,6 +76,14 @@ pub fn verify(question: &Question, now: Timestamp) -> Result<Answer, String> {
     Ok(Answer { text: diagnosis.to_string(), notices, right })
 }
 
+/// What the running relay says of its newest refused request: its diagnosis, never its body. False if that one was refused.
+///
+/// # Errors
+/// The relay's admin port does not answer.
+pub fn last(_admin: std::net::SocketAddr) -> Result<bool, String> {
+    todo!()
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
