@@ -109,15 +109,15 @@ mod tests {
         }
 
         fn config(&self) -> Config {
-            let account = |name: &str| config::Account {
+            let account = |name: &str, tolerance| config::Account {
                 name: config::Name::new(name).unwrap(),
                 path: format!("/{name}"),
                 secrets: Some(self.0.path().join(name)),
                 environment_secret: None,
-                tolerance: Duration::from_secs(60),
+                tolerance: Duration::from_secs(tolerance),
                 keep_refused: 0,
             };
-            crate::authenticate::config_for_test(vec![account("lyon"), account("paris")])
+            crate::authenticate::config_for_test(vec![account("lyon", 600), account("paris", 60)])
         }
     }
 

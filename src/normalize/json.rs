@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::Content;
 
-/// Deeper nesting breaks consumers' parsers: 128 is the bound that serde_json, Jackson's and others set in that order of size.
+/// Deeper nesting breaks consumers' parsers. serde_json's own limit, the lowest in common use.
 const DEPTH_MAX: usize = 128;
 
 /// Top-level fields as they stand in the body, without white space around. Of doubled keys the last.

@@ -91,6 +91,11 @@ fn a_wrong_clock_is_measured() {
     check("1736930000123", &[Finding::TimestampMilliseconds, Finding::OutsideTolerance(-7000, TOLERANCE)], false);
     check("2025-01-15T10:30:00Z", &[Finding::TimestampNotSeconds], false);
     check("1736937000.5", &[Finding::TimestampNotSeconds], false);
+    let seconds_signed = signed("s", T, b"{}");
+    assert_eq!(
+        findings("s", "1736937000123", &seconds_signed, b"{}"),
+        [Finding::TimestampMilliseconds, Finding::SignedOtherUnit]
+    );
     let milliseconds_signed = signed("s", "1736937000000", b"{}");
     assert_eq!(findings("s", T, &milliseconds_signed, b"{}"), [Finding::SignedOtherUnit]);
 }
@@ -181,7 +186,9 @@ fn a_transcript_is_recognised_when_line_ends_or_javascript_changed_it() {
 }
 
 #[test]
-fn another_secret_is_named() {
+fn another_secret_is_named_unless_one_that_counts_is_the_same() {
+    let both = diagnosis(&[("s", false), ("s", true)], T, &signed("s", T, b"{}"), b"{}");
+    assert_eq!((both.findings, both.signed_with.as_deref()), (vec![], Some("secret b")));
     let found = diagnosis(&[("x", true), ("s", false)], T, &signed("s", T, b"{}"), b"{}");
     assert_eq!((found.findings, found.signed_with), (vec![Finding::OtherSecret("secret b".into())], None));
 }
