@@ -17,7 +17,7 @@ use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
 
 use crate::config::{self, OutputName};
-use crate::publish::{Place, PublishError, Record, Report, Reports, Sink};
+use crate::publish::{Disposition, Place, PublishError, Record, Report, Reports, Sink};
 
 mod create;
 mod faults;
@@ -64,6 +64,7 @@ struct Shared {
     reports: Reports,
 }
 
+#[derive(Default)]
 struct State {
     /// `None` while it is replaced; records wait meanwhile.
     producer: Option<Arc<Producer>>,
@@ -91,17 +92,7 @@ impl Kafka {
     /// Starts the producer; it connects by itself, and again after each loss. The error names what in the configuration or which file is
     /// wrong, and holds no secret.
     pub fn new(name: OutputName, config: config::Kafka, reports: Reports) -> Result<Self, String> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                producer: None,
-                waiting: VecDeque::new(),
-                open: HashSet::new(),
-                lanes: Lanes::default(),
-                health: Health::default(),
-                delivered: false,
-            }),
-            reports,
-        });
+        let shared = Arc::new(Shared { state: Mutex::default(), reports });
         let producer = make(&config, &shared)?;
         shared.install(Arc::clone(&producer));
         let (stop, told_to_stop) = mpsc::channel();
@@ -203,8 +194,19 @@ impl Shared {
             return;
         }
         state.lanes.close(topic);
+        // What came between the producer's end and this report would be published by the next one, before this record is sent again.
+        let (behind, waiting) =
+            std::mem::take(&mut state.waiting).into_iter().partition(|record| *record.lane == *topic);
+        state.waiting = waiting;
         drop(state);
         self.report_failed(sequence, error);
+        self.withdraw(behind);
+    }
+
+    fn withdraw(&self, records: VecDeque<Record>) {
+        for record in records {
+            self.report_failed(record.sequence, PublishError::Withdrawn);
+        }
     }
 
     /// A new producer takes over, with what waited for it, in order.
@@ -213,7 +215,11 @@ impl Shared {
         state.producer = Some(producer);
         state.delivered = false;
         for record in std::mem::take(&mut state.waiting) {
-            self.publish(&mut state, record);
+            if state.lanes.is_closed(&record.lane) {
+                self.report_failed(record.sequence, PublishError::Withdrawn); // One before it has just failed.
+            } else {
+                self.publish(&mut state, record);
+            }
         }
     }
 }
@@ -251,9 +257,7 @@ impl Worker {
             producer = next;
         }
         let waiting = std::mem::take(&mut self.shared.state().waiting);
-        for record in waiting {
-            self.shared.report_failed(record.sequence, PublishError::Withdrawn);
-        }
+        self.shared.withdraw(waiting);
     }
 
     /// Polls until this producer's time is over.
@@ -342,13 +346,11 @@ impl Context {
     /// was stopped because one was refused, the others are only taken back.
     fn judge(&self, error: &KafkaError) -> PublishError {
         let meaning = faults::meaning(error);
-        if !matches!(meaning, PublishError::Withdrawn | PublishError::Fatal) {
-            return meaning;
-        }
         match self.fatal_error() {
-            Some(Code::GaplessGuarantee) => PublishError::Withdrawn,
-            Some(_) => PublishError::Fatal,
-            None => meaning,
+            Some(Code::GaplessGuarantee) if meaning == PublishError::Fatal => PublishError::Withdrawn,
+            None | Some(Code::GaplessGuarantee) => meaning,
+            Some(_) if meaning.disposition() == Disposition::Retry => PublishError::Fatal,
+            Some(_) => meaning,
         }
     }
 
@@ -401,3 +403,6 @@ impl ClientContext for Context {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
