@@ -30,14 +30,21 @@ struct Sunk {
     reports: UnboundedReceiver<Report>,
 }
 
-fn sunk(brokers: &str, properties: &[(&str, &str)]) -> Sunk {
-    let config = config::Kafka {
+fn config(brokers: &str, properties: &[(&str, &str)]) -> config::Kafka {
+    config::Kafka {
         topics: Routes { template: "unused".into(), by_event: BTreeMap::new() },
         mode: Mode::Structured,
         brokers: brokers.into(),
         security: KafkaSecurity::default(),
         properties: properties.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
-    };
+    }
+}
+
+fn sunk(brokers: &str, properties: &[(&str, &str)]) -> Sunk {
+    sunk_with(config(brokers, properties))
+}
+
+fn sunk_with(config: config::Kafka) -> Sunk {
     let (sender, reports) = unbounded_channel();
     Sunk { sink: Kafka::new(OutputName::new("kafka").unwrap(), config, sender).unwrap(), reports }
 }
@@ -273,22 +280,42 @@ async fn dropping_takes_every_open_record_back() {
 #[tokio::test]
 async fn settings_that_librdkafka_refuses_are_named_without_their_values() {
     let (sender, _reports) = unbounded_channel();
-    let config = |properties: &[(&str, &str)]| config::Kafka {
-        topics: Routes { template: String::new(), by_event: BTreeMap::new() },
-        mode: Mode::Structured,
-        brokers: "127.0.0.1:9092".into(),
-        security: KafkaSecurity::default(),
-        properties: properties.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
-    };
-    let error = Kafka::new(OutputName::new("kafka").unwrap(), config(&[("linger.ms", "hunter2")]), sender.clone());
-    let error = error.err().unwrap();
+    let refused = |config| Kafka::new(OutputName::new("kafka").unwrap(), config, sender.clone()).err().unwrap();
+    let error = refused(config("127.0.0.1:9092", &[("linger.ms", "hunter2")]));
     assert!(error.contains("linger.ms") && !error.contains("hunter2"), "{error}");
 
-    let mut scram = config(&[]);
+    let mut scram = config("127.0.0.1:9092", &[]);
     scram.security.protocol = "SASL_SSL".into();
     scram.security.mechanism = Some("SCRAM-SHA-512".into());
     scram.security.username = Some("relay".into());
     scram.security.password.file = Some("/nowhere/password".into());
-    let error = Kafka::new(OutputName::new("kafka").unwrap(), scram, sender).err().unwrap();
+    let error = refused(scram);
     assert!(error.contains("security.password_file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_changed_file_brings_a_new_producer_and_loses_nothing() {
+    let cluster = cluster(&["lane"]);
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    std::fs::write(&password, "one").unwrap();
+    let mut config = config(&cluster.bootstrap_servers(), &[]);
+    config.security.password.file = Some(password.clone());
+    let mut sunk = sunk_with(config);
+    sunk.connected().await;
+    let producer = |sunk: &Sunk| sunk.sink.shared.state().producer.as_ref().map(Arc::as_ptr);
+    let before = producer(&sunk).unwrap();
+
+    std::fs::write(&password, "two").unwrap();
+    let mut sequence = 0;
+    while producer(&sunk).is_none_or(|now| now == before) {
+        sequence += 1;
+        sunk.send("lane", [sequence]);
+        let (outcomes, said) = sunk.outcomes(1).await;
+        assert!(outcomes[&sequence].is_ok(), "{outcomes:?}");
+        assert!(said.is_empty(), "{said:?}");
+    }
+    assert!(sequence > 0);
+    sunk.send("lane", [sequence + 1]);
+    assert!(sunk.outcomes(1).await.0[&(sequence + 1)].is_ok());
 }
