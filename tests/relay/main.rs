@@ -5,3 +5,4 @@ mod support;
 
 mod accept;
 mod observe;
+mod recover;

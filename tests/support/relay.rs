@@ -99,6 +99,10 @@ impl Relay {
     /// Starts it and waits for nothing. What it prints is appended to the files `stdout` and `stderr` of its folder.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "this relay runs already");
+        // What kill -9 left of a line went out to nobody, and must not become the beginning of the next one.
+        let printed = fs::read(self.path("stdout")).unwrap_or_default();
+        let whole = printed.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        append(&self.path("stdout")).set_len(whole as u64).expect("a file can be cut");
         let child = self
             .command(&["run"])
             .stdin(Stdio::null())
