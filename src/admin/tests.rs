@@ -185,6 +185,7 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/outputs/kafka/up", false.into()),
         ("/outputs/kafka/type", "kafka".into()),
         ("/outputs/kafka/pending", 12.into()),
+        ("/outputs/kafka/parked", 3.into()),
         ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
         ("/last_refused/reason", "bad_signature".into()),
     ] {
