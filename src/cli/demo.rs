@@ -116,7 +116,9 @@ impl Stage {
         );
         loop {
             sent += 1;
+            self.door.hold();
             self.line(&self.post(&mut sipsim, &mut calls).await?);
+            self.door.release().map_err(|error| format!("cannot write to stdout: {error}"))?;
             if !self.all_out(return_max).await {
                 return Err(format!("it was answered 200, but did not leave within {} s", return_max.as_secs()));
             }
