@@ -23,6 +23,8 @@ use tracing::warn;
 mod health;
 mod page;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use health::{Check, Health, JournalHealth};
 pub use status::{HeldTopic, LastRefused, OutputStatus, Outputs, Sources, Status};

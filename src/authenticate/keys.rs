@@ -54,6 +54,13 @@ impl Keys {
     }
 }
 
+/// The value of `X-Webhook-Signature` that SIPSIM would send with this timestamp and body: 64 hex digits in lower case.
+pub fn sign(secret: &Secret, timestamp: &str, body: &[u8]) -> String {
+    let mut mac = signer(secret);
+    feed(&mut mac, timestamp.as_bytes(), body);
+    hex::encode(mac.finalize().into_bytes())
+}
+
 /// HMAC-SHA256 under a secret's own characters.
 pub fn signer(secret: &Secret) -> Hmac<Sha256> {
     match Hmac::new_from_slice(secret.expose()) {

@@ -1,7 +1,9 @@
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use hyper::header::HeaderName;
+use proptest::prelude::*;
 
 use super::*;
 use crate::config::{self, Config};
@@ -64,7 +66,7 @@ fn account(name: &str, secrets: Option<PathBuf>) -> config::Account {
     }
 }
 
-fn config_of(accounts: Vec<config::Account>) -> Config {
+pub(crate) fn config_of(accounts: Vec<config::Account>) -> Config {
     let any = "127.0.0.1:0".parse().unwrap();
     let none = Duration::ZERO;
     Config {
@@ -98,10 +100,7 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn signature(secret: &str, timestamp: &str, body: &[u8]) -> String {
-    use hmac::Mac;
-    let mut mac = keys::signer(&Secret::new(secret.into()));
-    keys::feed(&mut mac, timestamp.as_bytes(), body);
-    hex::encode(mac.finalize().into_bytes())
+    sign(&Secret::new(secret.into()), timestamp, body)
 }
 
 /// A request to the account `default`, received at `now`.
@@ -129,3 +128,190 @@ fn the_protocols_vectors_are_let_in_as_they_came() {
         assert_eq!(verified.body, body);
     }
 }
+
+#[test]
+fn a_signature_may_be_in_either_case_and_under_any_secret() {
+    let fixture = Fixture::new(&[("a", "old-secret"), ("b", "  example-secret\r\n")]);
+    let accounts = fixture.open();
+    let (body, signature) = VECTORS[0];
+    for signature in
+        [signature.to_owned(), signature.to_uppercase(), self::signature("old-secret", "1736937000", body.as_bytes())]
+    {
+        assert_eq!(outcome(&accounts, "1736937000", &signature, body.as_bytes(), NOW), Ok(()), "{signature}");
+    }
+    let other = self::signature("other-secret", "1736937000", body.as_bytes());
+    assert_eq!(outcome(&accounts, "1736937000", &other, body.as_bytes(), NOW), Err(Refused::BadSignature));
+}
+
+#[test]
+fn the_timestamp_is_signed_as_it_is_written() {
+    let fixture = Fixture::new(&[("sipsim", "s")]);
+    let accounts = fixture.open();
+    let padded = "001736937000";
+    assert_eq!(outcome(&accounts, padded, &signature("s", padded, b"x"), b"x", NOW), Ok(()));
+    assert_eq!(outcome(&accounts, padded, &signature("s", "1736937000", b"x"), b"x", NOW), Err(Refused::BadSignature));
+}
+
+#[test]
+fn headers_are_judged_by_presence_and_form() {
+    use Refused::{MalformedHeader, MissingHeader};
+    let fixture = Fixture::new(&[("sipsim", "s")]);
+    let accounts = fixture.open();
+    let account = accounts.by_path("/default").unwrap();
+    let good = "0123456789abcdefABCDEF".repeat(3)[..64].to_owned();
+    let check = |timestamps: &[&str], signatures: &[&str], expected: Result<(), Refused>| {
+        let mut pairs: Vec<_> = timestamps.iter().map(|value| ("X-Webhook-Timestamp", *value)).collect();
+        pairs.extend(signatures.iter().map(|value| ("X-Webhook-Signature", *value)));
+        assert_eq!(account.claims(&headers(&pairs)).map(drop), expected, "{pairs:?}");
+    };
+    check(&["0"], &[&good], Ok(()));
+    check(&["999999999999"], &[&good], Ok(()));
+    check(&[], &[], Err(MissingHeader));
+    check(&["0"], &[], Err(MissingHeader));
+    check(&[], &[&good], Err(MissingHeader));
+    check(&["x"], &[], Err(MissingHeader));
+    check(&["0", "0"], &[], Err(MissingHeader));
+    check(&["0", "0"], &[&good], Err(MalformedHeader));
+    check(&["0"], &[&good, &good], Err(MalformedHeader));
+    check(&["0, 0"], &[&good], Err(MalformedHeader));
+    for timestamp in ["", "x", "1x", "-1", "+1", "1.0", "1e3", "0x1", " 1", "1 ", "1736937000000", "١", "1\u{b2}"] {
+        check(&[timestamp], &[&good], Err(MalformedHeader));
+    }
+    for signature in
+        ["", "0", &good[..63], &good[..62], &format!("{good}0"), &format!("{good}00"), &format!("{}g", &good[..63])]
+    {
+        check(&["0"], &[signature], Err(MalformedHeader));
+    }
+    check(&["0"], &[&format!("sha256={good}")], Err(MalformedHeader));
+    check(&["0"], &[&format!("0x{}", &good[..62])], Err(MalformedHeader));
+    check(&["0"], &[&format!("{}é", &good[..62])], Err(MalformedHeader));
+}
+
+#[test]
+fn a_stale_signature_is_refused_and_a_fast_clock_forgiven() {
+    let fixture = Fixture::new(&[("sipsim", "s")]);
+    let accounts = fixture.open();
+    let check = |micros_after_signing: i64, expected| {
+        let now = Timestamp::from_micros(SIGNED_AT * 1_000_000 + micros_after_signing);
+        let signature = signature("s", "1736937000", b"{}");
+        assert_eq!(outcome(&accounts, "1736937000", &signature, b"{}", now), expected, "{micros_after_signing}");
+        // A wrong signature is never said to be only late.
+        assert_eq!(outcome(&accounts, "1736937000", &"0".repeat(64), b"{}", now), Err(Refused::BadSignature));
+    };
+    check(0, Ok(()));
+    check(300_000_000, Ok(()));
+    check(300_000_001, Err(Refused::OutsideTolerance));
+    check(-300_000_000, Ok(()));
+    check(-300_000_001, Err(Refused::OutsideTolerance));
+    check(i64::MAX / 2, Err(Refused::OutsideTolerance));
+}
+
+#[test]
+fn clock_skew_and_last_use_are_shown_and_only_of_what_was_signed() {
+    let fixture = Fixture::new(&[("sipsim", "s"), ("old", "t")]);
+    let accounts = fixture.open();
+    assert_eq!(fixture.metric("secrets_loaded{account=\"default\"}"), Some(2.0));
+    let late = Timestamp::from_seconds(SIGNED_AT + 1000);
+    assert!(outcome(&accounts, "1736937000", &"0".repeat(64), b"{}", late).is_err());
+    assert_eq!(fixture.metric("clock_skew_seconds"), Some(0.0));
+    assert!(outcome(&accounts, "1736937000", &signature("s", "1736937000", b"{}"), b"{}", late).is_err());
+    assert_eq!(fixture.metric("clock_skew_seconds"), Some(-1000.0));
+    let used = |secret| {
+        fixture.metric(&format!("secret_last_used_timestamp_seconds{{account=\"default\",secret=\"{secret}\"}}"))
+    };
+    assert_eq!((used("sipsim"), used("old")), (Some(1_736_938_000.0), Some(0.0)));
+}
+
+#[test]
+fn each_flipped_bit_of_a_vector_is_refused() {
+    let (body, signature) = VECTORS[1];
+    let parts = ["1736937000", signature, body].map(|part| part.as_bytes().to_vec());
+    let (mut refused, mut same_digit) = (0, 0);
+    for part in 0..3 {
+        for bit in 0..parts[part].len() * 8 {
+            let mut parts = parts.clone();
+            parts[part][bit / 8] ^= 1 << (bit % 8);
+            let [timestamp, flipped, body] = &parts;
+            if outcome_of_bytes(forged_fixture(), timestamp, flipped, body, NOW).is_none_or(|outcome| outcome.is_err())
+            {
+                refused += 1;
+            } else {
+                assert!(flipped.eq_ignore_ascii_case(signature.as_bytes()), "bit {bit} of part {part}");
+                same_digit += 1;
+            }
+        }
+    }
+    // Only the other case of a signature's letters is no change.
+    let letters = signature.bytes().filter(u8::is_ascii_alphabetic).count();
+    assert_eq!((refused, same_digit), ((10 + 64 + 40) * 8 - letters, letters));
+}
+
+/// `None` if hyper would not even take the values for headers.
+fn outcome_of_bytes(
+    accounts: &Accounts,
+    timestamp: &[u8],
+    signature: &[u8],
+    body: &[u8],
+    now: Timestamp,
+) -> Option<Result<(), Refused>> {
+    let value = |bytes| HeaderValue::from_bytes(bytes).ok();
+    let mut headers = HeaderMap::new();
+    headers.insert(TIMESTAMP_HEADER, value(timestamp)?);
+    headers.insert(SIGNATURE_HEADER, value(signature)?);
+    let claims = accounts.by_path("/default").unwrap().claims(&headers);
+    Some(claims.and_then(|claims| claims.with_body(Bytes::copy_from_slice(body), now).verify(now)).map(drop))
+}
+
+proptest! {
+    /// Any one flipped bit of body, timestamp or signature is refused.
+    #[test]
+    fn a_flipped_bit_is_refused(
+        body in prop::collection::vec(any::<u8>(), 0..200),
+        seconds in 0_i64..1_000_000_000_000,
+        bit in any::<prop::sample::Index>(),
+    ) {
+        let fixture = forged_fixture();
+        let now = Timestamp::from_seconds(seconds);
+        let text = seconds.to_string();
+        let signature = signature("example-secret", &text, &body);
+        prop_assert_eq!(outcome(fixture, &text, &signature, &body, now), Ok(()));
+
+        let (mut text, mut signature, mut body) = (text.into_bytes(), signature.into_bytes(), body);
+        let (in_text, in_signature) = (text.len() * 8, signature.len() * 8);
+        let bit = bit.index(in_text + in_signature + body.len() * 8);
+        let (part, bit) = match bit {
+            bit if bit < in_text => (&mut text, bit),
+            bit if bit < in_text + in_signature => (&mut signature, bit - in_text),
+            bit => (&mut body, bit - in_text - in_signature),
+        };
+        part[bit / 8] ^= 1 << (bit % 8);
+        // A hex digit's other case is the same digit, so no forgery.
+        prop_assume!(!(signature.eq_ignore_ascii_case(self::signature("example-secret", &seconds.to_string(), &body).as_bytes())
+            && text == seconds.to_string().as_bytes()));
+
+        let outcome = outcome_of_bytes(fixture, &text, &signature, &body, now);
+        prop_assert!(outcome.is_none_or(|outcome| outcome.is_err()));
+    }
+
+    /// Any byte string that is signed is let in and comes out the same.
+    #[test]
+    fn whatever_is_signed_comes_in_unchanged(body in prop::collection::vec(any::<u8>(), 0..500)) {
+        let signature = signature("example-secret", "1736937000", &body);
+        let verified = request(forged_fixture(), "1736937000", &signature, &body, NOW).verify(NOW).ok().unwrap();
+        prop_assert_eq!(verified.body, body);
+    }
+}
+
+/// One for all cases of a property.
+fn forged_fixture() -> &'static Accounts {
+    static ACCOUNTS: OnceLock<Accounts> = OnceLock::new();
+    ACCOUNTS.get_or_init(|| {
+        let mut account = account("default", None);
+        account.environment_secret = Some(Secret::new(b"example-secret".to_vec()));
+        account.keep_refused = 0;
+        let config = config_of(vec![account]);
+        Accounts::open(&config, Metrics::new(&config)).unwrap()
+    })
+}
+
+mod reloading;

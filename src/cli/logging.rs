@@ -7,7 +7,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -22,11 +22,19 @@ const OURS: &str = "sipsim_relay";
 /// Sends our own messages of `log.level` and above to stderr. What libraries log is dropped at any level: lapin, for one, logs whole message
 /// bodies. Called once; a second call changes nothing.
 pub fn start(log: &Log) {
+    // Fails only where messages are already taken, which is what was wanted.
+    let _ = subscriber(log, stderr, stderr().is_terminal()).try_init();
+}
+
+fn subscriber<W>(log: &Log, writer: W, colours: bool) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let ours = Targets::new().with_target(OURS, log.level);
     // A closed stderr is no reason to stop relaying, and the layer would report it to stderr, which panics.
-    let lines = layer().with_writer(stderr).with_ansi(false).log_internal_errors(false);
+    let lines = layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
     let layer = match log.format {
-        LogFormat::Text => lines.event_format(Text { colours: stderr().is_terminal() }).boxed(),
+        LogFormat::Text => lines.event_format(Text { colours }).boxed(),
         LogFormat::Json => lines
             .json()
             .with_timer(Clock)
@@ -36,8 +44,7 @@ pub fn start(log: &Log) {
             .with_span_list(false)
             .boxed(),
     };
-    // Fails only where messages are already taken, which is what was wanted.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(ours)).try_init();
+    tracing_subscriber::registry().with(layer.with_filter(ours))
 }
 
 /// Makes a panic say where it happened and on which thread, through the log or, before there is one, on stderr. Its message may quote what
@@ -117,18 +124,50 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_text_line_is_time_level_message_fields() {
+    fn logged(format: LogFormat, level: Level, colours: bool, say: impl FnOnce()) -> String {
         let memory = Memory::default();
         let writer = memory.clone();
-        let layer = layer().with_writer(move || writer.clone()).with_ansi(false).event_format(Text { colours: false });
-        let subscriber = tracing_subscriber::registry().with(layer);
-        tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!(account.name = %"default", events = 3, "refused a webhook for default");
-        });
-        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        let subscriber = subscriber(&Log { format, level }, move || writer.clone(), colours);
+        tracing::subscriber::with_default(subscriber, say);
+        let bytes = memory.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn refuse() {
+        tracing::warn!(account.name = %"default", events = 3, "refused a webhook for default");
+    }
+
+    #[test]
+    fn a_text_line_is_time_level_message_fields() {
+        let text = logged(LogFormat::Text, Level::INFO, false, refuse);
         let (time, rest) = text.split_once(' ').unwrap();
         assert_eq!(time.len(), "2025-01-15T10:30:00.123456Z".len());
         assert_eq!(rest, " WARN refused a webhook for default account.name=default events=3\n");
+        let coloured = logged(LogFormat::Text, Level::INFO, true, refuse);
+        assert!(coloured.contains(" \x1b[33m WARN\x1b[0m refused"), "{coloured:?}");
+    }
+
+    #[test]
+    fn a_json_line_has_stable_names_and_flat_fields() {
+        let text = logged(LogFormat::Json, Level::INFO, true, refuse);
+        let mut line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let time = line["timestamp"].take();
+        assert!(time.as_str().unwrap().ends_with('Z'));
+        let expected = serde_json::json!({
+            "timestamp": null, "level": "WARN", "message": "refused a webhook for default", "account.name": "default", "events": 3
+        });
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn what_is_below_the_level_or_not_ours_is_dropped() {
+        let text = logged(LogFormat::Text, Level::INFO, false, || {
+            tracing::debug!("ours, and too fine");
+            tracing::error!(target: "lapin::channel", "a whole message body");
+            tracing::info!("ours");
+        });
+        assert!(text.ends_with(" INFO ours\n") && text.lines().count() == 1, "{text}");
+        let text = logged(LogFormat::Text, Level::TRACE, false, || tracing::trace!(target: "hyper", "a header"));
+        assert_eq!(text, "");
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::clock;
+
 pub mod check;
 pub mod demo;
 pub mod healthcheck;
@@ -232,10 +234,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run => run::run(config),
         Command::Demo => demo::demo(),
         Command::Check(args) => return check::check(config, args.format == Format::Json),
-        Command::Topics(args) => topics::topics(config, &args),
+        Command::Topics(args) => topics(config, &args),
         Command::Simulate(args) => simulate::simulate(args),
-        Command::Sign(args) => sign::sign(&args),
-        Command::Verify(args) => verify::verify(config, &args),
+        Command::Sign(args) => sign(&args),
+        Command::Verify(args) => verify(config, &args),
         Command::Healthcheck(args) => healthcheck(config, &args),
         Command::Journal(JournalCommand::Status { format }) => journal::status(config, format == Format::Json),
         Command::Completions { shell } => completions(shell),
@@ -248,6 +250,39 @@ pub fn run(cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn topics(config: Option<&Path>, args: &TopicsArgs) -> Result<bool, String> {
+    let (text, in_order) = topics::topics(&run::load(config)?.config, args)?;
+    print(text.as_bytes()).map(|printed| printed && in_order)
+}
+
+fn sign(args: &SignArgs) -> Result<bool, String> {
+    print(sign::sign(&args.secret_file, &args.body, args.timestamp.as_deref(), clock::now())?.as_bytes())
+}
+
+fn verify(file: Option<&Path>, args: &VerifyArgs) -> Result<bool, String> {
+    let (Some(body), Some(timestamp), Some(signature)) = (&args.body, &args.timestamp, &args.signature) else {
+        return verify::last(run::admin_address(file)?); // clap asks for all three, unless it is `--last`.
+    };
+    // With a secret named on the command line, a configuration that is not in order is beside the point.
+    let loaded = match run::load(file) {
+        Err(problem) if args.secret_file.is_none() => return Err(problem),
+        loaded => loaded.ok(),
+    };
+    let question = verify::Question {
+        body,
+        timestamp,
+        signature,
+        secret_file: args.secret_file.as_deref(),
+        config: loaded.as_ref().map(|loaded| &loaded.config),
+        fresh: args.fresh,
+    };
+    let answer = verify::verify(&question, clock::now())?;
+    for line in &answer.notices {
+        notice(format_args!("{line}"));
+    }
+    print(answer.text.as_bytes()).map(|printed| printed && answer.right)
 }
 
 fn healthcheck(config: Option<&Path>, args: &HealthcheckArgs) -> Result<bool, String> {
@@ -276,6 +311,20 @@ pub fn print(result: &[u8]) -> Result<bool, String> {
 /// One line to stderr, and no panic where stderr is closed.
 pub fn notice(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Ctrl-C or SIGTERM. Where they cannot be listened for, never: then they end the program as they end any other.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        _ => std::future::pending().await,
+    }
 }
 
 fn event_names() -> impl clap::builder::TypedValueParser<Value = crate::normalize::Known> {

@@ -14,7 +14,7 @@ use super::{logging, notice};
 use crate::admin::{Admin, Health, Outputs, Sources};
 use crate::authenticate::{Accounts, Verified, make_secret};
 use crate::clock;
-use crate::config::{self, Config, Loaded, OutputKind};
+use crate::config::{self, Config, Loaded, Problems};
 use crate::ingress::{Ingress, Rooms, Serving};
 use crate::journal::{self, Journal, Options};
 use crate::metrics::Metrics;
@@ -30,7 +30,12 @@ const CLOSE_MAX: Duration = Duration::from_millis(500);
 
 /// Runs the relay until SIGTERM or SIGINT. `Err` says why it could not start.
 pub fn run(file: Option<&Path>) -> Result<bool, String> {
-    let Loaded { config, file: read, warnings, .. } = load(file)?;
+    let loaded = load(file)?;
+    let missing = loaded.missing();
+    if !missing.is_empty() {
+        return Err(Problems(missing).to_string());
+    }
+    let Loaded { config, file: read, warnings, .. } = loaded;
     logging::start(&config.log);
     for warning in warnings.iter().chain(&config::warnings(&config, std::io::IsTerminal::is_terminal(&std::io::stdout()))) {
         warn!("{warning}");
@@ -235,12 +240,8 @@ async fn take_in_late(mut late: mpsc::Receiver<Verified>, extra: Vec<Arc<str>>, 
 
 /// On a first start with console output only, a secret is made, so that the relay can be tried at once. Towards a broker nothing is made up.
 fn first_secret(config: &Config) -> Result<Option<PathBuf>, String> {
-    let only_console = config.outputs.iter().all(|output| matches!(output.kind, OutputKind::Console));
-    let [account] = &config.accounts[..] else { return Ok(None) };
-    let Some(folder) = &account.secrets else { return Ok(None) };
-    if !only_console || account.environment_secret.is_some() || account.name.as_str() != "default" || folder.exists() {
-        return Ok(None);
-    }
+    let Some(file) = config.first_secret_file() else { return Ok(None) };
+    let folder = file.parent().unwrap_or(Path::new("."));
     make_secret(folder).map(Some).map_err(|error| format!("cannot make a first secret in {}: {error}", folder.display()))
 }
 

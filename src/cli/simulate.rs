@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Format, SimulateArgs, notice, print};
+use super::{Format, SimulateArgs, interrupted, notice, print};
 use crate::clock;
 use crate::secret::Secret;
 use crate::simulate::{Options, Summary, What, run};
@@ -69,12 +69,5 @@ fn advise(summary: &Summary, format: Format) {
         if summary.answers.contains_key(&status) {
             notice(format_args!("{status}: {advice}"));
         }
-    }
-}
-
-/// Ctrl-C. Where that cannot be listened for, never: then the signal ends the program as it ends any other.
-async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }

@@ -50,7 +50,7 @@ impl Loaded {
 }
 
 /// Reads the named file, or else `relay.toml` in the working directory if there is one, and the variables `RELAY_…` of `environment`.
-/// Relative paths stay as they are written. On failure all problems are reported at once. What the files say that it names is not looked
+/// Relative paths stay as they are written. On failure all problems are reported at once. The files that it names are not looked
 /// at: see [`Loaded::missing`] and [`warnings()`].
 pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Loaded, Problems> {
     match find(file) {

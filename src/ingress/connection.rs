@@ -67,13 +67,13 @@ where
                 return Poll::Ready(None); // For hyper an empty line before the first request is one under way.
             }
             poll_leftover(watched, cx);
-            match ready!(watched.poll_order(cx)) {
-                Order::Finish => {
-                    is_finishing = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-                Order::Drop => return Poll::Ready(None),
+            let order = ready!(watched.poll_order(cx));
+            // A head that was late may have become a whole request while the order was on its way. That one is answered.
+            if order == Order::Drop && !watched.is_serving() {
+                return Poll::Ready(None);
             }
+            is_finishing = true;
+            Pin::new(&mut connection).graceful_shutdown();
         }
     })
     .await;

@@ -23,6 +23,8 @@ mod door;
 mod refusal;
 mod registry;
 mod tally;
+#[cfg(test)]
+pub(crate) mod tests;
 mod tls;
 
 pub use door::{Keep, Rooms};
@@ -40,6 +42,8 @@ use crate::metrics::Metrics;
 const TICK: Duration = Duration::from_millis(50);
 /// How long the accepting loop rests when the system has no descriptor or memory for another connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How often a newcomer looks for a place when requests under way take all of them.
+const PLACE_LOOK_EVERY: Duration = Duration::from_millis(5);
 /// At the stop: how long what has been sent may take to be read. It is on this machine already, or a round trip away.
 const STOP_GRACE: Duration = Duration::from_millis(250);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -48,6 +52,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub struct Ingress<K> {
     listener: TcpListener,
     address: SocketAddr,
+    site: Site<K>,
+}
+
+/// What every connection needs.
+struct Site<K> {
     tls: Option<Arc<Tls>>,
     http: hyper::server::conn::http1::Builder,
     patience: Patience,
@@ -77,14 +86,13 @@ impl<K: Keep> Ingress<K> {
             registry,
             rooms,
         };
-        Ok(Self {
-            listener,
-            address,
+        let site = Site {
             tls,
             http: connection::http(config.headers_max),
             patience: Patience { deadline: config.deadline, idle: config.idle_timeout },
             door: Arc::new(door),
-        })
+        };
+        Ok(Self { listener, address, site })
     }
 
     /// Where it listens; tells the port if the configuration said 0.
@@ -94,72 +102,78 @@ impl<K: Keep> Ingress<K> {
 
     /// `https` or `http`.
     pub fn scheme(&self) -> &'static str {
-        if self.tls.is_some() { "https" } else { "http" }
+        if self.site.tls.is_some() { "https" } else { "http" }
     }
 
     /// Begins to take requests.
     pub fn serve(self) -> Serving<K> {
-        let door = Arc::clone(&self.door);
-        let patience = self.patience;
+        let door = Arc::clone(&self.site.door);
+        let patience = self.site.patience;
         let (stop, stopping) = watch::channel(false);
         let mut upkeep = JoinSet::new();
         upkeep.spawn(reap(Arc::clone(&door), patience));
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = &self.site.tls {
             upkeep.spawn(Arc::clone(tls).keep_fresh());
         }
-        Serving { door, patience, stop, accepting: tokio::spawn(self.accept(stopping)), _upkeep: upkeep }
+        let accepting = tokio::spawn(accept(self.listener, Arc::new(self.site), stopping));
+        Serving { door, patience, stop, accepting, _upkeep: upkeep }
     }
+}
 
-    /// Accepts until told to stop. Gives the connections that are then open.
-    async fn accept(self, mut stopping: watch::Receiver<bool>) -> JoinSet<()> {
-        let this = Arc::new(self);
-        let mut connections = JoinSet::new();
-        let mut is_failing = false;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                _ = stopping.wait_for(|stop| *stop) => break,
-                Some(ended) = connections.join_next() => {
-                    log_panic(ended);
-                    continue;
-                }
-                accepted = this.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    is_failing = false;
-                    if let Some(admitted) = this.admit().await {
-                        connections.spawn(Arc::clone(&this).serve_one(stream, admitted));
-                    }
-                }
-                // The peer went away before it was accepted.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    if !is_failing {
-                        warn!(%error, "cannot accept a connection: {error}; the limit of open files may be too low. Trying on");
-                    }
-                    is_failing = true;
-                    sleep(ACCEPT_BACKOFF).await;
+/// Accepts until told to stop. Gives the connections that are then open.
+async fn accept<K: Keep>(
+    listener: TcpListener,
+    site: Arc<Site<K>>,
+    mut stopping: watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let mut connections = JoinSet::new();
+    let mut is_failing = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => break,
+            Some(ended) = connections.join_next() => {
+                log_panic(ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                is_failing = false;
+                if let Some(admitted) = site.admit(&stopping).await {
+                    connections.spawn(Arc::clone(&site).serve_one(stream, admitted));
                 }
             }
+            // The peer went away before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !is_failing {
+                    warn!(%error, "cannot accept a connection: {error}; the limit of open files may be too low. Trying on");
+                }
+                is_failing = true;
+                sleep(ACCEPT_BACKOFF).await;
+            }
         }
-        // Who was connected before the end of listening is still heard; the kernel would send them a reset.
-        while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, this.listener.accept()).await {
-            let Some(admitted) = this.door.registry.admit(this.first_phase()) else { break };
-            connections.spawn(Arc::clone(&this).serve_one(stream, admitted));
-        }
-        connections
     }
+    // Who was connected before the end of listening is still heard; the kernel would send them a reset.
+    while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await {
+        let Some(admitted) = site.door.registry.admit(site.first_phase()) else { break };
+        connections.spawn(Arc::clone(&site).serve_one(stream, admitted));
+    }
+    connections
+}
 
-    /// A place for a new connection. `None` if by the deadline, in which each request under way ends, there was none.
-    async fn admit(&self) -> Option<Admitted> {
+impl<K: Keep> Site<K> {
+    /// A place for a new connection. `None` if by the deadline, in which each request under way ends, or by the stop there was none.
+    async fn admit(&self, stopping: &watch::Receiver<bool>) -> Option<Admitted> {
         let give_up_at = Instant::now() + self.patience.deadline;
         loop {
             let admitted = self.door.registry.admit(self.first_phase());
-            if admitted.is_some() || Instant::now() >= give_up_at {
+            if admitted.is_some() || *stopping.borrow() || Instant::now() >= give_up_at {
                 return admitted;
             }
-            sleep(Duration::from_millis(5)).await;
+            sleep(PLACE_LOOK_EVERY).await;
         }
     }
 

@@ -175,7 +175,16 @@ impl Watched {
 
     /// Nothing is under way: neither a request, nor an answer that the peer does not take.
     pub fn is_waiting(&self) -> bool {
-        matches!(self.phase(), Phase::Silent | Phase::Idle) && self.stalled_since.load(Ordering::Relaxed) == 0
+        matches!(self.phase(), Phase::Silent | Phase::Idle) && !self.is_stalled()
+    }
+
+    /// A whole request is under way, and its peer takes answers.
+    pub fn is_serving(&self) -> bool {
+        self.phase() == Phase::Request && !self.is_stalled()
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.stalled_since.load(Ordering::Relaxed) > 0
     }
 
     pub fn order(&self, order: Order) {
@@ -249,9 +258,9 @@ impl Registry {
                 dispensability(phase, since)
                     .map(|(rank, since)| (rank, watched.began + Duration::from_micros(since), watched.id))
             });
-            let (rank, _, id) = dispensable.min()?;
+            let (_, _, id) = dispensable.min()?;
             if let Some(watched) = open.staying.remove(&id) {
-                watched.order(if rank == 0 { Order::Finish } else { Order::Drop });
+                watched.order(if watched.is_waiting() { Order::Finish } else { Order::Drop });
                 open.leaving.insert(id, watched);
             }
         }

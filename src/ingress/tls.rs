@@ -132,6 +132,12 @@ impl Tls {
         self.metrics.accounts.reloaded("ingress.tls", is_usable);
     }
 
+    /// The certificate in force.
+    #[cfg(test)]
+    pub fn end_entity(&self) -> CertificateDer<'static> {
+        self.in_force.0.read().unwrap_or_else(PoisonError::into_inner).cert[0].clone()
+    }
+
     fn show_expiry(&self, expiry: i64) {
         self.metrics.accounts.certificate_expiry.with_label_values(&["ingress"]).set(expiry as f64);
     }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::Content;
 
-/// Deeper nesting breaks consumers' parsers: 128 is the bound that serde_json, Jackson's and others set in that order of size.
+/// Deeper nesting breaks consumers' parsers. serde_json's own limit, the lowest in common use.
 const DEPTH_MAX: usize = 128;
 
 /// Top-level fields as they stand in the body, without white space around. Of doubled keys the last.
@@ -53,8 +53,13 @@ pub fn text(raw: &str) -> Option<String> {
     String::from_utf8(text_bytes(raw)?.into_owned()).ok()
 }
 
+/// The members of a JSON object in order, keys and values raw.
+pub fn members(object: &str) -> Option<Vec<(&str, &str)>> {
+    serde_json::Deserializer::from_str(object).deserialize_map(MembersVisitor).ok()
+}
+
 /// Whether valid JSON nests arrays and objects deeper than `max`.
-fn is_deeper(json: &[u8], max: usize) -> bool {
+pub fn is_deeper(json: &[u8], max: usize) -> bool {
     let opening = json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
     if opening <= max {
         return false; // Nearly every body; the count runs at the speed of memory.
@@ -107,6 +112,24 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             *field = Some(map.next_value::<&RawValue>()?.get());
         }
         Ok(fields)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Vec<(&'de str, &'de str)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::new();
+        while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+            members.push((key.get(), value.get()));
+        }
+        Ok(members)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::authenticate::Verified;
 use crate::clock::{Timestamp, rfc3339_seconds};
 use crate::config::AccountName;
 
-mod json;
+pub(crate) mod json;
 mod moment;
 
 use json::Fields;
@@ -71,7 +71,7 @@ impl Fields<'_> {
     fn name(&self, extra: &[Arc<str>]) -> EventName {
         let by_name = self.event.and_then(json::text_bytes).filter(|name| !name.is_empty());
         if let Some(name) = by_name {
-            let name = str::from_utf8(&name).unwrap_or_default(); // A lone surrogate: no name of ours.
+            let Ok(name) = str::from_utf8(&name) else { return EventName::Unknown }; // A lone surrogate: no name of ours.
             let extra = || extra.iter().find(|extra| &***extra == name).cloned();
             return match Known::from_name(name) {
                 Some(known) => EventName::Known(known),

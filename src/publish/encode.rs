@@ -192,3 +192,6 @@ const fn data_content_type(content: Content) -> &'static str {
         Content::Opaque => "application/octet-stream",
     }
 }
+
+#[cfg(test)]
+mod tests;

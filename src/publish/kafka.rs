@@ -15,15 +15,20 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
+use tracing::warn;
 
 use crate::config::{self, OutputName};
-use crate::publish::{Place, PublishError, Record, Report, Reports, Sink};
+use crate::publish::{Disposition, Place, PublishError, Record, Report, Reports, Sink};
 
+mod create;
 mod faults;
+mod files;
 mod health;
 mod lanes;
 mod settings;
 
+pub use create::{Made, create_topics};
+use files::Files;
 use health::Health;
 use lanes::Lanes;
 
@@ -34,6 +39,8 @@ const _: () = assert!(usize::BITS >= u64::BITS);
 const POLL_BUSY: Duration = Duration::from_millis(10);
 /// The same while none is.
 const POLL_IDLE: Duration = Duration::from_millis(100);
+/// Polls for which a producer that is only replaced may go on sending what it has: 2 s.
+const DRAIN_POLLS_SENT: u32 = 200;
 /// Polls for which a failed producer may wait for answers to what it has sent: 5 s. What is taken back after that may be published twice.
 const DRAIN_POLLS_ANSWERED: u32 = 500;
 /// Polls after which its records count as failed even without its word, which a thread that hangs in a DNS query may keep: 10 s.
@@ -62,6 +69,7 @@ struct Shared {
     reports: Reports,
 }
 
+#[derive(Default)]
 struct State {
     /// `None` while it is replaced; records wait meanwhile.
     producer: Option<Arc<Producer>>,
@@ -83,28 +91,21 @@ enum End {
     Refusal,
     /// librdkafka gave up for its own reasons, which were reported.
     Fault,
+    /// A password or certificate file has another content, with which this next producer was made.
+    Reload(Arc<Producer>),
 }
 
 impl Kafka {
     /// Starts the producer; it connects by itself, and again after each loss. The error names what in the configuration or which file is
     /// wrong, and holds no secret.
     pub fn new(name: OutputName, config: config::Kafka, reports: Reports) -> Result<Self, String> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                producer: None,
-                waiting: VecDeque::new(),
-                open: HashSet::new(),
-                lanes: Lanes::default(),
-                health: Health::default(),
-                delivered: false,
-            }),
-            reports,
-        });
+        let shared = Arc::new(Shared { state: Mutex::default(), reports });
+        let files = Files::new(&config.security);
         let producer = make(&config, &shared)?;
         shared.install(Arc::clone(&producer));
         let (stop, told_to_stop) = mpsc::channel();
         let (done, stopped) = mpsc::channel();
-        let worker = Worker { config, shared: Arc::clone(&shared), told_to_stop };
+        let worker = Worker { config, files, complaint: None, shared: Arc::clone(&shared), told_to_stop };
         thread::Builder::new()
             .name(format!("kafka-{name}"))
             .spawn(move || {
@@ -201,8 +202,19 @@ impl Shared {
             return;
         }
         state.lanes.close(topic);
+        // What came between the producer's end and this report would be published by the next one, before this record is sent again.
+        let (behind, waiting) =
+            std::mem::take(&mut state.waiting).into_iter().partition(|record| *record.lane == *topic);
+        state.waiting = waiting;
         drop(state);
         self.report_failed(sequence, error);
+        self.withdraw(behind);
+    }
+
+    fn withdraw(&self, records: VecDeque<Record>) {
+        for record in records {
+            self.report_failed(record.sequence, PublishError::Withdrawn);
+        }
     }
 
     /// A new producer takes over, with what waited for it, in order.
@@ -211,7 +223,11 @@ impl Shared {
         state.producer = Some(producer);
         state.delivered = false;
         for record in std::mem::take(&mut state.waiting) {
-            self.publish(&mut state, record);
+            if state.lanes.is_closed(&record.lane) {
+                self.report_failed(record.sequence, PublishError::Withdrawn); // One before it has just failed.
+            } else {
+                self.publish(&mut state, record);
+            }
         }
     }
 }
@@ -219,13 +235,16 @@ impl Shared {
 /// What the thread owns.
 struct Worker {
     config: config::Kafka,
+    files: Files,
+    /// What was last said of files that no producer could be made with.
+    complaint: Option<String>,
     shared: Arc<Shared>,
     told_to_stop: Receiver<()>,
 }
 
 impl Worker {
     /// Serves one producer after the other until told to stop.
-    fn run(self, mut producer: Arc<Producer>) {
+    fn run(mut self, mut producer: Arc<Producer>) {
         let mut pause = PAUSE_MIN;
         loop {
             let end = self.serve(&producer);
@@ -238,6 +257,7 @@ impl Worker {
             let next = match end {
                 End::Stopped => None,
                 End::Refusal => self.replace(Duration::ZERO),
+                End::Reload(next) => Some(next),
                 End::Fault => {
                     let next = self.replace(pause);
                     pause = (pause * 2).min(PAUSE_MAX);
@@ -249,18 +269,20 @@ impl Worker {
             producer = next;
         }
         let waiting = std::mem::take(&mut self.shared.state().waiting);
-        for record in waiting {
-            self.shared.report_failed(record.sequence, PublishError::Withdrawn);
-        }
+        self.shared.withdraw(waiting);
     }
 
     /// Polls until this producer's time is over.
-    fn serve(&self, producer: &Arc<Producer>) -> End {
+    fn serve(&mut self, producer: &Arc<Producer>) -> End {
         loop {
             let idle = self.shared.state().open.is_empty();
-            producer.poll(if idle { POLL_IDLE } else { POLL_BUSY });
+            let poll = if idle { POLL_IDLE } else { POLL_BUSY };
+            producer.poll(poll);
             if matches!(self.told_to_stop.try_recv(), Err(TryRecvError::Disconnected)) {
                 return End::Stopped;
+            }
+            if let Some(next) = self.reload(poll) {
+                return End::Reload(next);
             }
             if !producer.client().context().failed.load(Ordering::Relaxed) {
                 continue;
@@ -277,18 +299,44 @@ impl Worker {
         }
     }
 
-    /// Gets a report for each record that the producer still has. What it has not sent is taken back at once; what it has sent gets some
-    /// seconds to be answered, as taking that back may publish it twice.
+    /// A producer made with changed files. While they do not fit together, as in the middle of a rotation, the old one goes on.
+    fn reload(&mut self, passed: Duration) -> Option<Arc<Producer>> {
+        let change = self.files.changed(passed)?;
+        match make(&self.config, &self.shared) {
+            Ok(next) => {
+                self.files.accept(change);
+                self.complaint = None;
+                Some(next)
+            }
+            Err(detail) => {
+                if self.complaint.as_ref() != Some(&detail) {
+                    warn!("changed password or certificate files of a Kafka output cannot be used yet: {detail}");
+                    self.complaint = Some(detail);
+                }
+                None
+            }
+        }
+    }
+
+    /// Gets a report for each record that the producer still has. What it has not sent is taken back at once, unless it can still be
+    /// sent; what it has sent gets some seconds to be answered, as taking that back may publish it twice.
     fn drain(&self, producer: &Producer, end: &End) {
-        let answered = if matches!(end, End::Stopped) { 0 } else { DRAIN_POLLS_ANSWERED };
+        let (sent, answered) = match end {
+            End::Stopped => (0, 0),
+            End::Refusal | End::Fault => (0, DRAIN_POLLS_ANSWERED),
+            End::Reload(_) if !self.shared.state().health.is_connected() => (0, DRAIN_POLLS_ANSWERED),
+            End::Reload(_) => (DRAIN_POLLS_SENT, DRAIN_POLLS_ANSWERED),
+        };
         for poll in 0..DRAIN_POLLS_MAX {
             if self.shared.state().open.is_empty() {
                 return;
             }
-            // Again each time: what a broker refuses because its forerunner failed goes back into the queue. And without waiting for
-            // librdkafka's threads, of which one may hang.
-            let purge = PurgeConfig::default().queue().non_blocking();
-            producer.purge(if poll < answered { purge } else { purge.inflight() });
+            if poll >= sent {
+                // Again each time: what a broker refuses because its forerunner failed goes back into the queue. And without waiting for
+                // librdkafka's threads, of which one may hang.
+                let purge = PurgeConfig::default().queue().non_blocking();
+                producer.purge(if poll < answered { purge } else { purge.inflight() });
+            }
             producer.poll(POLL_BUSY);
         }
         let abandoned = std::mem::take(&mut self.shared.state().open);
@@ -340,13 +388,11 @@ impl Context {
     /// was stopped because one was refused, the others are only taken back.
     fn judge(&self, error: &KafkaError) -> PublishError {
         let meaning = faults::meaning(error);
-        if !matches!(meaning, PublishError::Withdrawn | PublishError::Fatal) {
-            return meaning;
-        }
         match self.fatal_error() {
-            Some(Code::GaplessGuarantee) => PublishError::Withdrawn,
-            Some(_) => PublishError::Fatal,
-            None => meaning,
+            Some(Code::GaplessGuarantee) if meaning == PublishError::Fatal => PublishError::Withdrawn,
+            None | Some(Code::GaplessGuarantee) => meaning,
+            Some(_) if meaning.disposition() == Disposition::Retry => PublishError::Fatal,
+            Some(_) => meaning,
         }
     }
 
@@ -399,3 +445,6 @@ impl ClientContext for Context {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ mod output;
 mod publisher;
 pub mod rabbitmq;
 pub mod routes;
+pub mod topology;
 mod window;
 
 pub use publisher::{ConsoleWriter, Publisher};

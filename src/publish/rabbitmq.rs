@@ -113,7 +113,6 @@ struct Session {
     /// Ended with the session.
     chores: JoinSet<Chore>,
     channels_max: usize,
-    channels: usize,
     /// Lanes that found no channel free.
     starved: Vec<usize>,
     blocked: bool,
@@ -130,7 +129,10 @@ impl Publisher {
         let mut pause = PAUSE_MIN;
         let mut told = None;
         loop {
-            let Some(connected) = self.refusing(connect::connect(&self.name.clone(), &self.config.clone())).await else { return };
+            let Some(connected) = self.refusing(connect::connect(&self.name.clone(), &self.config.clone())).await
+            else {
+                return;
+            };
             match connected {
                 Err(refusal) => {
                     if told.as_ref() != Some(&refusal.detail) {
@@ -303,7 +305,6 @@ impl Publisher {
             if self.lanes.all[index].has_channel() {
                 return Ok(());
             }
-            session.channels -= 1;
         }
         self.open(session, index);
         Ok(())
@@ -314,21 +315,19 @@ impl Publisher {
         if self.lanes.all[index].opening || !self.lanes.all[index].has_waiting() {
             return;
         }
-        if session.channels >= session.channels_max {
+        if self.lanes.all.iter().filter(|lane| lane.has_channel() || lane.opening).count() >= session.channels_max {
             let Some(idle) = self.lanes.release_idle() else {
                 if !session.starved.contains(&index) {
                     session.starved.push(index);
                 }
                 return;
             };
-            session.channels -= 1;
             session.chores.spawn(async move {
                 // An error here is a channel that is closed already.
                 let _ = idle.close(200, "OK".into()).await;
                 Chore::Closed
             });
         }
-        session.channels += 1;
         self.lanes.all[index].opening = true;
         let connection = session.link.connection.clone();
         let declare = std::mem::take(&mut session.exchange_missing).then(|| self.config.exchange.clone());
@@ -377,12 +376,9 @@ impl Publisher {
         };
         let mut verdicts = Vec::new();
         let lane = &mut self.lanes.all[index];
-        if lane.has_channel() {
-            session.channels -= 1;
-        }
         lane.close(|open| fault::of_channel(&error, open), Some(&PublishError::Withdrawn), &mut verdicts);
-        session.exchange_missing |= self.config.declare
-            && verdicts.iter().any(|(_, verdict)| *verdict == Err(PublishError::TopicMissing));
+        session.exchange_missing |=
+            self.config.declare && verdicts.iter().any(|(_, verdict)| *verdict == Err(PublishError::TopicMissing));
         self.tell(verdicts);
         Ok(())
     }
@@ -391,8 +387,11 @@ impl Publisher {
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 session.blocked = true;
-                let detail =
-                    format!("{}: the broker takes nothing at the moment ({})", session.link.at, fault::one_line(&reason));
+                let detail = format!(
+                    "{}: the broker takes nothing at the moment ({})",
+                    session.link.at,
+                    fault::one_line(&reason)
+                );
                 warn!(output.name = %self.name, "output {} is blocked: {detail}", self.name);
                 self.report(Report::Lost { reason: PublishError::Blocked, detail });
                 Ok(())
@@ -419,7 +418,6 @@ impl Publisher {
                 self.advance(session, index)
             }
             Chore::Opened(index, Err(error)) => {
-                session.channels -= 1;
                 let trouble =
                     if fault::is_channels(&error) { Trouble::Channel(error) } else { Trouble::Connection(error) };
                 self.on_trouble(session, index, trouble)
@@ -454,7 +452,7 @@ impl Publisher {
             return Err(End::Lost(format!("{}: the connection is closed", session.link.at)));
         }
         // While the broker blocks, open records cannot settle.
-        if looked % FILES_EVERY == 0 && session.next.is_none() && !session.blocked {
+        if looked.is_multiple_of(FILES_EVERY) && session.next.is_none() && !session.blocked {
             let config = self.config.clone();
             session.chores.spawn_blocking(move || Chore::Files(connect::digest(&config)));
         }
@@ -492,13 +490,13 @@ impl Publisher {
 impl Session {
     fn new(link: Link) -> Self {
         // One is left for declaring.
-        let channels_max = usize::from(link.connection.configuration().channel_max()).saturating_sub(2).clamp(1, CHANNELS_MAX);
+        let channels_max =
+            usize::from(link.connection.configuration().channel_max()).saturating_sub(2).clamp(1, CHANNELS_MAX);
         Self {
             files: link.files,
             link,
             chores: JoinSet::new(),
             channels_max,
-            channels: 0,
             starved: Vec::new(),
             blocked: false,
             exchange_missing: false,

@@ -145,6 +145,7 @@ fn the_certificate_of_the_public_port_must_be_there() {
 fn weak_shared_open_and_useless_secrets_are_worth_a_warning() {
     let dir = TempDir::new().unwrap();
     write(&dir.path().join("a/good"), STRONG, 0o600);
+    write(&dir.path().join("a/folder/none"), "short", 0o644);
     write(&dir.path().join("a/open"), "fedcba9876543210", 0o604);
     write(&dir.path().join("a/short"), "123456789012345", 0o600);
     write(&dir.path().join("a/void"), "", 0o600);
@@ -180,8 +181,9 @@ fn files_of_outputs_may_come_later_but_are_missed() {
     let dir = TempDir::new().unwrap();
     write(&dir.path().join("secret"), STRONG, 0o600);
     write(&dir.path().join("password"), "", 0o644);
+    write(&dir.path().join("public"), "", 0o644);
     let text = "[accounts.a]\npath = \"/a\"\nsecrets = \"{dir}/secret\"\n[outputs.kafka.security]\nprotocol = \"SASL_SSL\"\n\
-                mechanism = \"PLAIN\"\nusername = \"a\"\npassword_file = \"{dir}/password\"\nca_file = \"{dir}/ca\"";
+                mechanism = \"PLAIN\"\nusername = \"a\"\npassword_file = \"{dir}/password\"\nca_file = \"{dir}/ca\"\ncertificate_file = \"{dir}/public\"\nprivate_key_file = \"{dir}/secret\"";
     assert_eq!(
         warned(&dir, text, "outputs"),
         [

@@ -14,6 +14,17 @@ fn a_secret_in_the_file() {
 }
 
 #[test]
+fn a_secret_as_a_section_of_the_file() {
+    bad(
+        "[accounts.default.secret]\nold = \"hunter2hunter2hunter2\"",
+        &[
+            "relay.toml:1: accounts.default.secret: no secret may stand in the file; use `secrets`, a file or a folder of \
+           files, or the variable RELAY_ACCOUNTS__DEFAULT__SECRET",
+        ],
+    );
+}
+
+#[test]
 fn a_key_misspelt() {
     bad(
         "[ingress]\nlisten = \"0.0.0.0:80\"\nlisen = \"0.0.0.0:81\"",

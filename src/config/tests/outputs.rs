@@ -145,6 +145,8 @@ fn templates_are_tried_with_every_event_and_account() {
             "relay.toml:2: outputs.kafka.topic: `{becomes}` becomes `{becomes}` and is 250 bytes long; at most 249 are possible"
         )],
     );
+    // A template for one event is tried with that one alone.
+    kafka(&format!("topics.sms = \"{}{{event}}\"", "a".repeat(246)));
     good("events.extra = [\"fax\"]\noutputs.kafka.topics.fax = \"fax\"");
 }
 

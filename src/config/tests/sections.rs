@@ -250,6 +250,7 @@ fn the_rest_has_its_bounds_too() {
     ] {
         bad(line, &[&format!("relay.toml:1: {message}")]);
     }
+    good("shutdown.drain = \"1h\"");
     good("ingress.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"");
     let config = good("journal = { retention = 0, trail = \"0s\", free_min = 0, size_max = \"1 MiB\" }");
     assert!(config.journal.retention.is_zero() && config.journal.free_min == 0);

@@ -45,6 +45,10 @@ pub fn any_broker_up(statistics: &[u8]) -> Option<bool> {
 }
 
 impl Health {
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
     /// A look at the connections.
     pub fn seen(&mut self, any_up: bool) -> Option<Report> {
         if any_up {

@@ -34,6 +34,10 @@ impl Lanes {
         true
     }
 
+    pub fn is_closed(&self, lane: &str) -> bool {
+        self.0.get(lane).is_some_and(|lane| lane.closed)
+    }
+
     /// A record of this lane was reported as failed.
     pub fn close(&mut self, lane: &str) {
         if let Some(lane) = self.0.get_mut(lane) {

@@ -97,7 +97,12 @@ pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Res
     Err(Refusal { reason, detail: refusals.join("; ") })
 }
 
-async fn open(name: &OutputName, uri: AMQPUri, tls: Option<Arc<ClientConfig>>, line: Line) -> lapin::Result<Connection> {
+async fn open(
+    name: &OutputName,
+    uri: AMQPUri,
+    tls: Option<Arc<ClientConfig>>,
+    line: Line,
+) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("sipsim-relay {name}").into())
         .with_client_property("product".into(), "sipsim-relay".into())
@@ -218,8 +223,9 @@ impl Access {
 /// The digest of the files as they are now; one that cannot be read counts as such.
 pub(super) fn digest(config: &config::RabbitMq) -> FilesDigest {
     let mut hash = Sha256::new();
-    for file in
-        [&config.password.file, &config.ca_file, &config.certificate_file, &config.private_key_file].into_iter().flatten()
+    for file in [&config.password.file, &config.ca_file, &config.certificate_file, &config.private_key_file]
+        .into_iter()
+        .flatten()
     {
         let content = std::fs::read(file).map(Secret::new);
         let content = content.as_ref().map(Secret::expose).unwrap_or(b"");

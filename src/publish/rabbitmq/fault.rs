@@ -149,7 +149,10 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
         for (body, expected) in [
             (r#"{"id":"x","relaysequence":"00000000000000000042","data":{}}"#.to_owned(), Some(42)),
-            (r#"{"data":{"relaysequence":"00000000000000000007"},"relaysequence":"00000000000000000042"}"#.into(), Some(42)),
+            (
+                r#"{"data":{"relaysequence":"00000000000000000007"},"relaysequence":"00000000000000000042"}"#.into(),
+                Some(42),
+            ),
             (format!(r#"{{"relaysequence":"18446744073709551615","data":{deep}}}"#), Some(u64::MAX)),
             (r#"{"data":{"relaysequence":"00000000000000000007"}}"#.into(), None),
             (r#"{"relaysequence":"x"}"#.into(), None),
@@ -161,7 +164,8 @@ mod tests {
 
     #[test]
     fn the_reason_of_a_refused_connection_says_what_to_do() {
-        let tls = |error| Error::from(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(error)));
+        let tls =
+            |error| Error::from(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(error)));
         for (error, expected) in [
             (closed(403, "ACCESS_REFUSED - Login was refused"), "password is wrong"),
             (closed(530, "NOT_ALLOWED - vhost x not found"), "vhost x not found"),

@@ -99,6 +99,10 @@ impl Lane {
 
     /// Fails a record for a broker that is away.
     pub fn refuse(&mut self, record: &Record, verdicts: &mut Vec<Verdict>) {
+        // It was read that this one failed, and has to be read again now.
+        if self.failed.contains(&record.sequence) {
+            self.failed.clear();
+        }
         self.failed.insert(record.sequence);
         verdicts.push((record.sequence, Err(PublishError::Disconnected)));
     }
@@ -146,7 +150,8 @@ impl Lane {
             let tag = self.window.next_tag();
             let sequence = record.sequence;
             let outcome = publish(channel.clone(), exchange.clone(), key.clone(), record);
-            self.window.push(sequence, Flight { outcome: Some(Box::pin(outcome)), waker: ready.waker(self.index, tag) });
+            self.window
+                .push(sequence, Flight { outcome: Some(Box::pin(outcome)), waker: ready.waker(self.index, tag) });
             // The first look hands the record to lapin, so that order is the order of these calls.
             if let Some(trouble) = self.look(tag) {
                 return Some(trouble);

@@ -25,7 +25,10 @@ pub(super) async fn declare(connection: &Connection, exchange: &str) -> Result<(
             Err(missing) if code(&missing) == Some(404) => Err(format!(
                 "the exchange \"{exchange}\" is missing, and this user may not declare it: have it made, or grant the \"configure\" right"
             )),
-            Err(error) => Err(format!("whether the exchange \"{exchange}\" exists is not known: {}", fault::one_line(&error.to_string()))),
+            Err(error) => Err(format!(
+                "whether the exchange \"{exchange}\" exists is not known: {}",
+                fault::one_line(&error.to_string())
+            )),
         },
         Some(406) => Err(format!(
             "the exchange \"{exchange}\" exists but is not a durable topic exchange, so events may not get where they should: {}",
@@ -81,7 +84,13 @@ async fn create(connection: &Connection, exchange: &str, queues: &[(String, Stri
             .map_err(fail(format!("the queue \"{queue}\" could not be declared")))?;
         made.push(format!("queue \"{queue}\" (quorum, durable)"));
         channel
-            .queue_bind(short(queue), short(exchange), short(binding), QueueBindOptions::default(), FieldTable::default())
+            .queue_bind(
+                short(queue),
+                short(exchange),
+                short(binding),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
             .await
             .map_err(fail(format!("the queue \"{queue}\" could not be bound to \"{exchange}\" by \"{binding}\"")))?;
         made.push(format!("binding of \"{queue}\" to \"{exchange}\" by \"{binding}\""));

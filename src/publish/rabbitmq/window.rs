@@ -265,10 +265,10 @@ mod tests {
     fn confirms_that_came_before_the_end_count() {
         let mut window = open(2);
         window.confirmed(0, true, None);
-        assert_eq!(closed(&mut window, |_| PublishError::Disconnected), [
-            (0, Ok(())),
-            (1, Err(PublishError::Disconnected))
-        ]);
+        assert_eq!(
+            closed(&mut window, |_| PublishError::Disconnected),
+            [(0, Ok(())), (1, Err(PublishError::Disconnected))]
+        );
     }
 
     /// lapin's side of it, as its source has it: returns queue up, and each completing confirm takes the front one.
@@ -286,9 +286,10 @@ mod tests {
             while !out.is_empty() {
                 // Any confirm may come next; before an unroutable one's, its return and those of older ones do.
                 let sequence = out.swap_remove(random.usize(0..out.len()));
-                while not_yet_returned.first().is_some_and(|first| {
-                    random.bool() || unroutable.contains(&sequence) && *first <= sequence
-                }) {
+                while not_yet_returned
+                    .first()
+                    .is_some_and(|first| random.bool() || unroutable.contains(&sequence) && *first <= sequence)
+                {
                     waiting.push_back(not_yet_returned.remove(0));
                 }
                 window.confirmed(sequence, true, waiting.pop_front().map(Some));
