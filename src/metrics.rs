@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::config::Config;
@@ -267,7 +267,12 @@ impl AccountMetrics {
                 "When a webhook was last accepted; kept across restarts.",
                 &["account"],
             ),
-            accepted: int_counter_vec(r, "events_accepted_total", "Events written to the journal.", &["account", "event"]),
+            accepted: int_counter_vec(
+                r,
+                "events_accepted_total",
+                "Events written to the journal.",
+                &["account", "event"],
+            ),
             discarded: int_counter_vec(
                 r,
                 "events_discarded_total",

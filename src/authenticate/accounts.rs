@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use super::explain::Explainer;
 use super::held::Held;
 use super::keys::{Key, Keys};
 use super::secrets::{self, NamedSecret, ReloadReport, Unusable};
@@ -29,6 +30,7 @@ pub struct Accounts {
     by_path: HashMap<String, Arc<Account>>,
     in_order: Vec<Arc<Account>>,
     reports: Mutex<Vec<ReloadReport>>,
+    pub(super) explainer: Explainer,
     metrics: Arc<Metrics>,
 }
 
@@ -91,7 +93,7 @@ impl Accounts {
         }
         metrics.accounts.reloaded(RELOADED, reports.is_empty());
         let by_path = in_order.iter().map(|account| (account.config.path.clone(), Arc::clone(account))).collect();
-        Ok(Self { by_path, in_order, reports: Mutex::new(reports), metrics })
+        Ok(Self { by_path, in_order, reports: Mutex::new(reports), explainer: Explainer::default(), metrics })
     }
 
     /// The account that receives at this path, without query string.
@@ -190,6 +192,10 @@ impl Account {
         };
         account.put_in_force(secrets);
         account
+    }
+
+    pub(super) fn config(&self) -> &config::Account {
+        &self.config
     }
 
     pub fn path(&self) -> &str {

@@ -21,7 +21,7 @@ use super::connection::Malformed;
 use super::refusal::{Answer, Refusal, Unavailable, accepted};
 use super::registry::{Registry, Watched};
 use super::tally::Tally;
-use crate::authenticate::{Accounts, Verified};
+use crate::authenticate::{Account, Accounts, Refused, Verified};
 use crate::clock;
 use crate::config::AccountName;
 use crate::journal::{AppendError, Journal, Receipt};
@@ -110,13 +110,21 @@ impl<K: Keep> Door<K> {
             return Err(Refusal::Method);
         }
         arrival.account = Some(account.name().clone());
-        let claims = account.claims(&arrival.head.headers)?; // Presence and form, before any body.
+        let claims = account.claims(&arrival.head.headers); // Presence and form, before any body.
+        let claims = claims.map_err(|refused| self.explained(account, &arrival.head, None, refused))?;
         let body = self.read(arrival).await?;
         let now = clock::now();
-        let verified = unless_panicking(|| claims.with_body(body, now).verify(now))??;
+        let verified = unless_panicking(|| claims.with_body(body.clone(), now).verify(now))?;
+        let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
         let event = event_of(verified, |verified| normalize(verified, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
         Ok(kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??)
+    }
+
+    /// A refusal that an operator can ask about.
+    fn explained(&self, account: &Arc<Account>, head: &Parts, body: Option<bytes::Bytes>, refused: Refused) -> Refusal {
+        self.rooms.accounts.explain(account, &head.headers, body, refused, clock::now());
+        refused.into()
     }
 
     async fn read(&self, arrival: &mut Arrival) -> Result<bytes::Bytes, Refusal> {

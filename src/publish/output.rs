@@ -9,9 +9,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::books::Books;
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
-use super::books::Books;
 use super::routes::Router;
 use super::window::Window;
 use super::{Place, PublishError, Report, Sink};
@@ -248,7 +248,10 @@ impl Output {
     fn read_rows(&mut self, now: Instant) -> rusqlite::Result<bool> {
         let mut worked = false;
         for lane in &mut self.lanes {
-            if !lane.wants_rows(now, self.books.kept()) || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX {
+            if !lane.wants_rows(now, self.books.kept())
+                || self.in_memory >= EVENTS_MAX
+                || self.bytes_in_memory >= BYTES_MAX
+            {
                 continue;
             }
             let wanted = lane.rows_wanted();
@@ -284,7 +287,8 @@ impl Output {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
             // Pure work on one event: what is wrong with it must not stop the others.
-            let record = catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
+            let record =
+                catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
             worked = true;
             self.open.insert(sequence, lane);
             match record {
@@ -550,11 +554,11 @@ impl Output {
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
-        let lanes = self.lanes.iter().filter_map(Lane::wakes_at);
+        let lanes = self.lanes.iter().filter(|_| self.connected).filter_map(Lane::wakes_at);
         let look = self.looked_at + LOOK_EVERY;
         let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.
-        all.min().unwrap_or(look).max(now + Duration::from_millis(1))
+        all.min().unwrap_or(look).max(now + Duration::from_millis(10))
     }
 }
 
