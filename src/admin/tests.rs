@@ -14,6 +14,7 @@ use crate::config::Name;
 use crate::ingress::tests::configuration;
 use crate::journal::{self, Counts, OutputRow};
 use crate::metrics::Metrics;
+use crate::publish::{HeldTopic, OutputStatus, Outputs};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{logging, notice};
-use crate::admin::{Admin, Health, Outputs, Sources};
+use crate::admin::{Admin, Health, Sources};
 use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
 use crate::config::{self, Config, Loaded, Problems};
@@ -19,7 +19,7 @@ use crate::ingress::{Ingress, Rooms, Serving};
 use crate::journal::{self, Journal, Options};
 use crate::metrics::Metrics;
 use crate::normalize::normalize;
-use crate::publish::{ConsoleWriter, Publisher};
+use crate::publish::{ConsoleWriter, Outputs, Publisher};
 
 /// Recovered requests on their way to the journal.
 const RECOVERED_MAX: usize = 64;

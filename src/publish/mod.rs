@@ -15,12 +15,14 @@ pub mod kafka;
 mod lane;
 mod output;
 mod publisher;
+mod status;
 pub mod rabbitmq;
 pub mod routes;
 pub mod topology;
 mod window;
 
 pub use publisher::{ConsoleWriter, Publisher};
+pub use status::{HeldTopic, OutputStatus, Outputs};
 
 /// One event as it goes to a broker.
 #[derive(Debug)]
