@@ -49,6 +49,11 @@ impl Health {
         self.connected
     }
 
+    /// Another producer takes over, which has yet to connect.
+    pub fn begin(&mut self) {
+        self.absences = 0;
+    }
+
     /// A look at the connections.
     pub fn seen(&mut self, any_up: bool) -> Option<Report> {
         if any_up {

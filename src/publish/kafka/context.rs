@@ -1,0 +1,97 @@
+//! What librdkafka calls back, on our thread, from within `poll`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::Message;
+use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
+
+use super::{Producer, Shared, faults, health, settings};
+use crate::config;
+use crate::publish::{Disposition, Place, PublishError};
+
+/// A producer that reports to `shared`, with passwords and certificates as their files are now.
+pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>) -> Result<Arc<Producer>, String> {
+    let settings = settings::producer(config)?;
+    let context = Context { shared: Arc::clone(shared), failed: AtomicBool::new(false), producer: OnceLock::new() };
+    let producer = Producer::from_config_and_context(&settings, context).map_err(|error| settings::refusal(&error))?;
+    let producer = Arc::new(producer);
+    // Nobody else sets it, and without it a purged record is called withdrawn where it should be called fatal.
+    let _ = producer.client().context().producer.set(Arc::downgrade(&producer));
+    Ok(producer)
+}
+
+/// One for each producer.
+pub(super) struct Context {
+    shared: Arc<Shared>,
+    /// The producer failed for good.
+    pub failed: AtomicBool,
+    /// The producer whose context this is.
+    producer: OnceLock<Weak<Producer>>,
+}
+
+impl Context {
+    /// What a failure means, given how the producer ended. Where it failed for its own reasons all its records failed with it; where it
+    /// was stopped because one was refused, the others are only taken back.
+    fn judge(&self, error: &KafkaError) -> PublishError {
+        let meaning = faults::meaning(error);
+        match self.fatal_error() {
+            Some(Code::GaplessGuarantee) if meaning == PublishError::Fatal => PublishError::Withdrawn,
+            None | Some(Code::GaplessGuarantee) => meaning,
+            Some(_) if meaning.disposition() == Disposition::Retry => PublishError::Fatal,
+            Some(_) => meaning,
+        }
+    }
+
+    /// Why the producer failed for good, if it did.
+    fn fatal_error(&self) -> Option<Code> {
+        let producer = self.producer.get().and_then(Weak::upgrade)?;
+        producer.client().fatal_error().map(|(code, _)| code)
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
+        let sequence = sequence as u64;
+        match result {
+            // The offset is -1 where a broker had the record already and no longer knew where.
+            Ok(message) => {
+                let place = Place::Kafka { partition: message.partition(), offset: message.offset() };
+                self.shared.delivered(sequence, place);
+            }
+            Err((error, message)) => self.shared.failed(sequence, message.topic(), self.judge(error)),
+        }
+    }
+}
+
+impl ClientContext for Context {
+    /// Dropped: libraries' lines never reach our log as they are, and what matters in them comes as an error or a report too.
+    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _line: &str) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        let Some(any_up) = health::any_broker_up(statistics) else { return };
+        let change = self.shared.state().health.seen(any_up);
+        if let Some(change) = change {
+            self.shared.report(change);
+        }
+    }
+
+    /// rdkafka calls this twice for each error of a producer, which changes nothing.
+    fn error(&self, error: KafkaError, words: &str) {
+        let Some(code) = error.rdkafka_error_code() else { return };
+        if self.fatal_error().is_some() {
+            // Told once the thread has seen it; librdkafka gives the code of the cause here, not one of its own.
+            self.failed.store(true, Ordering::Relaxed);
+            return;
+        }
+        let change = self.shared.state().health.trouble(code, words);
+        if let Some(change) = change {
+            self.shared.report(change);
+        }
+    }
+}
