@@ -22,6 +22,7 @@ mod faults;
 mod files;
 mod health;
 mod lanes;
+mod oauth;
 mod settings;
 mod worker;
 

@@ -1,22 +1,30 @@
 //! What librdkafka calls back, on our thread, from within `poll`.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 
-use super::{Producer, Shared, faults, health, settings};
-use crate::config;
+use super::{Producer, Shared, faults, health, oauth, settings};
+use crate::clock;
+use crate::config::{self, KafkaSecurity};
 use crate::publish::{Disposition, Place, PublishError};
 
 /// A producer that reports to `shared`, with passwords and certificates as their files are now.
 pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>) -> Result<Arc<Producer>, String> {
     let settings = settings::producer(config)?;
-    let context = Context { shared: Arc::clone(shared), failed: AtomicBool::new(false), producer: OnceLock::new() };
+    let context = Context {
+        security: config.security.clone(),
+        shared: Arc::clone(shared),
+        failed: AtomicBool::new(false),
+        producer: OnceLock::new(),
+    };
     let producer = Producer::from_config_and_context(&settings, context).map_err(|error| settings::refusal(&error))?;
     let producer = Arc::new(producer);
     // Nobody else sets it, and without it a purged record is called withdrawn where it should be called fatal.
@@ -26,6 +34,7 @@ pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>) -> Result<Arc<P
 
 /// One for each producer.
 pub(super) struct Context {
+    security: KafkaSecurity,
     shared: Arc<Shared>,
     /// The producer failed for good.
     pub failed: AtomicBool,
@@ -70,6 +79,19 @@ impl ProducerContext for Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    /// Asked for by librdkafka before it connects and well before a token ends.
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let token = oauth::fetch(&self.security)?;
+        Ok(OAuthToken {
+            token: token.access_token,
+            // Only for librdkafka's messages; the broker takes the name from the token.
+            principal_name: self.security.client_id.clone().unwrap_or_default(),
+            lifetime_ms: clock::now().plus(token.lifetime).as_micros() / 1000,
+        })
+    }
+
     /// Dropped: libraries' lines never reach our log as they are, and what matters in them comes as an error or a report too.
     fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _line: &str) {}
 

@@ -1,5 +1,6 @@
 //! How librdkafka is set up: what DESIGN §7 asks for, then the operator's own properties.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -117,7 +118,9 @@ pub fn connection(config: &config::Kafka) -> Result<ClientConfig, String> {
     Ok(settings)
 }
 
+/// A file's path as librdkafka takes it. Opened once here, as librdkafka's own message about a missing file names neither file nor reason.
 fn text_of<'a>(path: &'a Path, key: &str) -> Result<&'a str, String> {
+    File::open(path).map_err(|error| format!("the file of {key}, {}, cannot be read: {error}", path.display()))?;
     path.to_str().ok_or_else(|| format!("the path in {key} is not UTF-8, which librdkafka needs"))
 }
 
