@@ -30,7 +30,7 @@ use context::{Context, make};
 pub use create::{Made, create_topics};
 use files::Files;
 use health::Health;
-use lanes::Lanes;
+use lanes::{Admission, Lanes};
 use worker::Worker;
 
 /// A record's number travels through librdkafka in a pointer.
@@ -44,12 +44,21 @@ type Producer = BaseProducer<Context>;
 /// Publishes to Kafka with acks=all from an idempotent producer.
 ///
 /// A failure to deliver closes its lane until the output begins again from an earlier record; what comes before is
-/// [`PublishError::Withdrawn`]. Dropping it takes all open records back, each with its report, and ends the thread within 1.5 s.
+/// [`PublishError::Withdrawn`]. Dropping it takes all open records back, each with its report, and ends its threads within 1.5 s.
 pub struct Kafka {
+    name: OutputName,
+    config: config::Kafka,
     shared: Arc<Shared>,
-    /// Dropped first, which tells the thread to stop.
-    stop: Option<Sender<()>>,
-    stopped: Receiver<()>,
+    main: Thread,
+    /// From the first refusal on.
+    probing: Option<Thread>,
+}
+
+/// A refusal for good costs a producer. So what was refused once is tried again by a second one, and the first serves the other lanes undisturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Main,
+    Probing,
 }
 
 struct Shared {
@@ -59,16 +68,33 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    main: Slot,
+    probing: Slot,
+    lanes: Lanes,
+    /// As the main producer sees it.
+    health: Health,
+}
+
+/// A producer's place.
+#[derive(Default)]
+struct Slot {
     /// `None` while it is replaced; records wait meanwhile.
     producer: Option<Arc<Producer>>,
     /// Bounded by what the output lets be in flight.
     waiting: VecDeque<Record>,
     /// Numbers of the records that librdkafka has and that have no report yet.
     open: HashSet<u64>,
-    lanes: Lanes,
-    health: Health,
     /// Something was delivered since the last producer was made.
     delivered: bool,
+}
+
+impl State {
+    fn slot(&mut self, role: Role) -> &mut Slot {
+        match role {
+            Role::Main => &mut self.main,
+            Role::Probing => &mut self.probing,
+        }
+    }
 }
 
 impl Kafka {
@@ -76,40 +102,64 @@ impl Kafka {
     /// wrong, and holds no secret.
     pub fn new(name: OutputName, config: config::Kafka, reports: Reports) -> Result<Self, String> {
         let shared = Arc::new(Shared { state: Mutex::default(), reports });
-        let files = Files::new(&config.security);
-        let producer = make(&config, &shared)?;
-        shared.install(Arc::clone(&producer));
-        let (stop, told_to_stop) = mpsc::channel();
-        let (done, stopped) = mpsc::channel();
-        let worker = Worker { config, files, complaint: None, shared: Arc::clone(&shared), told_to_stop };
-        thread::Builder::new()
-            .name(format!("kafka-{name}"))
-            .spawn(move || {
-                worker.run(producer);
-                // The receiver is gone if dropping did not wait any longer.
-                let _ = done.send(());
-            })
-            .map_err(|error| format!("no thread could be started for librdkafka: {error}"))?;
-        Ok(Self { shared, stop: Some(stop), stopped })
+        let mut files = Files::new(&config.security);
+        files.read();
+        let producer = make(&config, &shared, Role::Main)?;
+        let main = Thread::start(&name, Worker::new(config.clone(), files, &shared, Role::Main), Some(producer))?;
+        Ok(Self { name, config, shared, main, probing: None })
     }
 }
 
 impl Sink for Kafka {
     fn send(&mut self, record: Record) {
-        let mut state = self.shared.state();
-        if state.lanes.admit(&record.lane, record.sequence) {
-            self.shared.publish(&mut state, record);
-        } else {
-            self.shared.report_failed(record.sequence, PublishError::Withdrawn);
+        let probing = self.shared.admit(&mut self.shared.state(), record);
+        if probing && self.probing.is_none() {
+            let files = Files::new(&self.config.security);
+            let worker = Worker::new(self.config.clone(), files, &self.shared, Role::Probing);
+            // Without a thread the probe waits, and the next one tries again to have it.
+            self.probing = Thread::start(&self.name, worker, None).ok();
         }
     }
 }
 
 impl Drop for Kafka {
     fn drop(&mut self) {
+        let threads = [Some(&mut self.main), self.probing.as_mut()];
+        let told: Vec<_> = threads.into_iter().flatten().map(Thread::tell_to_stop).collect();
+        for stopped in told {
+            // A thread that does not end in time hangs inside librdkafka, in a DNS query for one; the process may end without it.
+            let _ = stopped.recv_timeout(STOP_MAX);
+        }
+        let behind = self.shared.state().lanes.close_all();
+        self.shared.withdraw(behind);
+    }
+}
+
+/// A thread that serves a producer.
+struct Thread {
+    stop: Option<Sender<()>>,
+    stopped: Receiver<()>,
+}
+
+impl Thread {
+    fn start(output: &OutputName, worker: Worker, producer: Option<Arc<Producer>>) -> Result<Self, String> {
+        let (stop, told_to_stop) = mpsc::channel();
+        let (done, stopped) = mpsc::channel();
+        thread::Builder::new()
+            .name(format!("kafka-{output}"))
+            .spawn(move || {
+                worker.run(producer, &told_to_stop);
+                // The receiver is gone if dropping did not wait any longer.
+                let _ = done.send(());
+            })
+            .map_err(|error| format!("no thread could be started for librdkafka: {error}"))?;
+        Ok(Self { stop: Some(stop), stopped })
+    }
+
+    /// Gives where it says that it has ended.
+    fn tell_to_stop(&mut self) -> &Receiver<()> {
         self.stop = None;
-        // A thread that does not end in time hangs inside librdkafka, in a DNS query for one; the process may end without it.
-        let _ = self.stopped.recv_timeout(STOP_MAX);
+        &self.stopped
     }
 }
 
@@ -128,10 +178,25 @@ impl Shared {
         self.report(Report::Failed { sequence, error });
     }
 
+    /// Takes a record in; true if it is for the second producer.
+    fn admit(&self, state: &mut State, record: Record) -> bool {
+        match state.lanes.admit(record) {
+            Admission::Publish(record) => self.publish(state, Role::Main, record),
+            Admission::Probe(record) => {
+                self.publish(state, Role::Probing, record);
+                return true;
+            }
+            Admission::Kept => {}
+            Admission::TurnedBack(record) => self.report_failed(record.sequence, PublishError::Withdrawn),
+        }
+        false
+    }
+
     /// Hands a record to the producer, or keeps it until there is one.
-    fn publish(&self, state: &mut State, record: Record) {
-        let Some(producer) = &state.producer else {
-            state.waiting.push_back(record);
+    fn publish(&self, state: &mut State, role: Role, record: Record) {
+        let slot = state.slot(role);
+        let Some(producer) = &slot.producer else {
+            slot.waiting.push_back(record);
             return;
         };
         let headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1)
@@ -145,26 +210,33 @@ impl Shared {
             .payload(&record.payload)
             .headers(headers);
         let Err((error, _)) = producer.send(message) else {
-            state.open.insert(record.sequence);
+            slot.open.insert(record.sequence);
             return;
         };
         if error.rdkafka_error_code() == Some(Code::Fatal) {
             // The thread is about to replace this producer; the record goes to the next one.
-            state.producer = None;
-            state.waiting.push_back(record);
+            slot.producer = None;
+            slot.waiting.push_back(record);
             return;
         }
-        state.lanes.close(&record.lane);
+        let behind = state.lanes.close(&record.lane);
         self.report_failed(record.sequence, faults::meaning(&error));
+        self.withdraw(behind);
     }
 
-    fn delivered(&self, sequence: u64, place: Place) {
+    fn delivered(&self, role: Role, sequence: u64, topic: &str, place: Place) {
         let mut state = self.state();
-        if !state.open.remove(&sequence) {
+        let slot = state.slot(role);
+        if !slot.open.remove(&sequence) {
             return;
         }
-        state.delivered = true;
-        let connected = state.health.up();
+        slot.delivered = true;
+        let connected = if role == Role::Main { state.health.up() } else { None };
+        if role == Role::Probing {
+            for record in state.lanes.delivered(topic, sequence) {
+                self.admit(&mut state, record);
+            }
+        }
         drop(state);
         if let Some(connected) = connected {
             self.report(connected);
@@ -172,18 +244,41 @@ impl Shared {
         self.report(Report::Delivered { sequence, place });
     }
 
-    fn failed(&self, sequence: u64, topic: &str, error: PublishError) {
+    /// A record failed, `refused` if by a broker's word that stopped the producer.
+    fn failed(&self, role: Role, sequence: u64, topic: &str, error: PublishError, refused: bool) {
         let mut state = self.state();
-        if !state.open.remove(&sequence) {
+        if !state.slot(role).open.remove(&sequence) {
             return;
         }
-        state.lanes.close(topic);
+        if refused && error != PublishError::Withdrawn {
+            state.lanes.suspect(topic, sequence, error.disposition());
+        }
+        let mut behind = state.lanes.close(topic);
         // What came between the producer's end and this report would be published by the next one, before this record is sent again.
-        let (behind, waiting) =
-            std::mem::take(&mut state.waiting).into_iter().partition(|record| *record.lane == *topic);
-        state.waiting = waiting;
+        for role in [Role::Main, Role::Probing] {
+            let slot = state.slot(role);
+            let (overtaking, waiting) = std::mem::take(&mut slot.waiting)
+                .into_iter()
+                .partition::<VecDeque<_>, _>(|record| *record.lane == *topic);
+            slot.waiting = waiting;
+            behind.extend(overtaking);
+        }
         drop(state);
         self.report_failed(sequence, error);
+        self.withdraw(behind);
+    }
+
+    /// librdkafka does not say what became of the records that it has; they count as failed, and whatever waits is taken back.
+    fn abandon(&self, role: Role) {
+        let mut state = self.state();
+        let abandoned = std::mem::take(&mut state.slot(role).open);
+        let mut behind = state.lanes.close_all();
+        behind.extend(std::mem::take(&mut state.main.waiting));
+        behind.extend(std::mem::take(&mut state.probing.waiting));
+        drop(state);
+        for sequence in abandoned {
+            self.report_failed(sequence, PublishError::Fatal);
+        }
         self.withdraw(behind);
     }
 
@@ -194,16 +289,19 @@ impl Shared {
     }
 
     /// A new producer takes over, with what waited for it, in order.
-    fn install(&self, producer: Arc<Producer>) {
+    fn install(&self, role: Role, producer: Arc<Producer>) {
         let mut state = self.state();
-        state.producer = Some(producer);
-        state.delivered = false;
-        state.health.begin();
-        for record in std::mem::take(&mut state.waiting) {
+        if role == Role::Main {
+            state.health.begin();
+        }
+        let slot = state.slot(role);
+        slot.producer = Some(producer);
+        slot.delivered = false;
+        for record in std::mem::take(&mut slot.waiting) {
             if state.lanes.is_closed(&record.lane) {
                 self.report_failed(record.sequence, PublishError::Withdrawn); // One before it has just failed.
             } else {
-                self.publish(&mut state, record);
+                self.publish(&mut state, role, record);
             }
         }
     }

@@ -11,17 +11,18 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 
-use super::{Producer, Shared, faults, health, oauth, settings};
+use super::{Producer, Role, Shared, faults, health, oauth, settings};
 use crate::clock;
 use crate::config::{self, KafkaSecurity};
 use crate::publish::{Disposition, Place, PublishError};
 
 /// A producer that reports to `shared`, with passwords and certificates as their files are now.
-pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>) -> Result<Arc<Producer>, String> {
+pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> Result<Arc<Producer>, String> {
     let settings = settings::producer(config)?;
     let context = Context {
         security: config.security.clone(),
         shared: Arc::clone(shared),
+        role,
         failed: AtomicBool::new(false),
         producer: OnceLock::new(),
     };
@@ -36,6 +37,7 @@ pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>) -> Result<Arc<P
 pub(super) struct Context {
     security: KafkaSecurity,
     shared: Arc<Shared>,
+    role: Role,
     /// The producer failed for good.
     pub failed: AtomicBool,
     /// The producer whose context this is.
@@ -71,9 +73,12 @@ impl ProducerContext for Context {
             // The offset is -1 where a broker had the record already and no longer knew where.
             Ok(message) => {
                 let place = Place::Kafka { partition: message.partition(), offset: message.offset() };
-                self.shared.delivered(sequence, place);
+                self.shared.delivered(self.role, sequence, message.topic(), place);
             }
-            Err((error, message)) => self.shared.failed(sequence, message.topic(), self.judge(error)),
+            Err((error, message)) => {
+                let refused = self.fatal_error() == Some(Code::GaplessGuarantee);
+                self.shared.failed(self.role, sequence, message.topic(), self.judge(error), refused);
+            }
         }
     }
 }
@@ -96,6 +101,9 @@ impl ClientContext for Context {
     fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _line: &str) {}
 
     fn stats_raw(&self, statistics: &[u8]) {
+        if self.role != Role::Main {
+            return;
+        }
         let Some(any_up) = health::any_broker_up(statistics) else { return };
         let change = self.shared.state().health.seen(any_up);
         if let Some(change) = change {
@@ -109,6 +117,9 @@ impl ClientContext for Context {
         if self.fatal_error().is_some() {
             // Told once the thread has seen it; librdkafka gives the code of the cause here, not one of its own.
             self.failed.store(true, Ordering::Relaxed);
+            return;
+        }
+        if self.role != Role::Main {
             return;
         }
         let change = self.shared.state().health.trouble(code, words);

@@ -17,6 +17,8 @@ const WORDS_MAX: usize = 300;
 #[derive(Default)]
 pub struct Health {
     connected: bool,
+    /// There is no producer; what the last one still says counts no more.
+    ended: bool,
     absences: u32,
     /// What was said since the last `Connected`; at most one entry a code.
     told: BTreeSet<&'static str>,
@@ -52,6 +54,7 @@ impl Health {
     /// Another producer takes over, which has yet to connect.
     pub fn begin(&mut self) {
         self.absences = 0;
+        self.ended = false;
     }
 
     /// A look at the connections.
@@ -74,7 +77,7 @@ impl Health {
     /// A broker is connected, or confirmed a record.
     pub fn up(&mut self) -> Option<Report> {
         self.absences = 0;
-        if self.connected {
+        if self.connected || self.ended {
             return None;
         }
         self.connected = true;
@@ -107,6 +110,7 @@ impl Health {
     /// There is no producer, as the detail says.
     pub fn unusable(&mut self, detail: String) -> Report {
         self.connected = false;
+        self.ended = true;
         self.told.clear();
         self.latest = None;
         Report::Lost { reason: PublishError::Fatal, detail }

@@ -11,9 +11,10 @@ use tracing::warn;
 
 use super::context::make;
 use super::files::Files;
-use super::{Producer, Shared};
+use super::health::Health;
+use super::{Producer, Role, Shared};
 use crate::config;
-use crate::publish::PublishError;
+use crate::publish::Report;
 
 /// How long one look into librdkafka's queue lasts while records are open, which is how late a failed producer is noticed.
 const POLL_BUSY: Duration = Duration::from_millis(10);
@@ -42,51 +43,58 @@ enum End {
 
 /// What the thread owns.
 pub(super) struct Worker {
-    pub config: config::Kafka,
-    pub files: Files,
+    config: config::Kafka,
+    files: Files,
     /// What was last said of files that no producer could be made with.
-    pub complaint: Option<String>,
-    pub shared: Arc<Shared>,
-    pub told_to_stop: Receiver<()>,
+    complaint: Option<String>,
+    shared: Arc<Shared>,
+    role: Role,
 }
 
 impl Worker {
-    /// Serves one producer after the other until told to stop.
-    pub fn run(mut self, mut producer: Arc<Producer>) {
+    /// `files` as they were before the first producer read them, if that is given to `run`.
+    pub fn new(config: config::Kafka, files: Files, shared: &Arc<Shared>, role: Role) -> Self {
+        Self { config, files, complaint: None, shared: Arc::clone(shared), role }
+    }
+
+    /// Serves one producer after the other, the first of them if it is given, until told to stop by the other end's going.
+    pub fn run(mut self, first: Option<Arc<Producer>>, stop: &Receiver<()>) {
         let mut pause = PAUSE_MIN;
-        loop {
-            let end = self.serve(&producer);
-            self.shared.state().producer = None;
+        let mut next = first.or_else(|| {
+            self.files.read();
+            self.replace(Duration::ZERO, stop)
+        });
+        while let Some(producer) = next {
+            self.shared.install(self.role, Arc::clone(&producer));
+            let end = self.serve(&producer, stop);
+            self.shared.state().slot(self.role).producer = None;
             self.drain(&producer, &end);
             drop(producer);
-            if self.shared.state().delivered {
+            if self.shared.state().slot(self.role).delivered {
                 pause = PAUSE_MIN;
             }
-            let next = match end {
+            next = match end {
                 End::Stopped => None,
-                End::Refusal => self.replace(Duration::ZERO),
+                End::Refusal => self.replace(Duration::ZERO, stop),
                 End::Reload(next) => Some(next),
                 End::Fault => {
-                    let next = self.replace(pause);
+                    let next = self.replace(pause, stop);
                     pause = (pause * 2).min(PAUSE_MAX);
                     next
                 }
             };
-            let Some(next) = next else { break };
-            self.shared.install(Arc::clone(&next));
-            producer = next;
         }
-        let waiting = std::mem::take(&mut self.shared.state().waiting);
+        let waiting = std::mem::take(&mut self.shared.state().slot(self.role).waiting);
         self.shared.withdraw(waiting);
     }
 
     /// Polls until this producer's time is over.
-    fn serve(&mut self, producer: &Arc<Producer>) -> End {
+    fn serve(&mut self, producer: &Arc<Producer>, stop: &Receiver<()>) -> End {
         loop {
-            let idle = self.shared.state().open.is_empty();
+            let idle = self.shared.state().slot(self.role).open.is_empty();
             let poll = if idle { POLL_IDLE } else { POLL_BUSY };
             producer.poll(poll);
-            if matches!(self.told_to_stop.try_recv(), Err(TryRecvError::Disconnected)) {
+            if matches!(stop.try_recv(), Err(TryRecvError::Disconnected)) {
                 return End::Stopped;
             }
             if let Some(next) = self.reload(poll) {
@@ -98,8 +106,7 @@ impl Worker {
             match producer.client().fatal_error() {
                 Some((Code::GaplessGuarantee, _)) => return End::Refusal,
                 Some((code, words)) => {
-                    let lost = self.shared.state().health.fatal(code, &words);
-                    self.shared.report(lost);
+                    self.lost(|health| health.fatal(code, &words));
                     return End::Fault;
                 }
                 None => {}
@@ -110,7 +117,7 @@ impl Worker {
     /// A producer made with changed files. While they do not fit together, as in the middle of a rotation, the old one goes on.
     fn reload(&mut self, passed: Duration) -> Option<Arc<Producer>> {
         let change = self.files.changed(passed)?;
-        match make(&self.config, &self.shared) {
+        match make(&self.config, &self.shared, self.role) {
             Ok(next) => {
                 self.files.accept(change);
                 self.complaint = None;
@@ -136,7 +143,7 @@ impl Worker {
             End::Reload(_) => (DRAIN_POLLS_SENT, DRAIN_POLLS_ANSWERED),
         };
         for poll in 0..DRAIN_POLLS_MAX {
-            if self.shared.state().open.is_empty() {
+            if self.shared.state().slot(self.role).open.is_empty() {
                 return;
             }
             if poll >= sent {
@@ -147,27 +154,31 @@ impl Worker {
             }
             producer.poll(POLL_BUSY);
         }
-        let abandoned = std::mem::take(&mut self.shared.state().open);
-        for sequence in abandoned {
-            self.shared.report_failed(sequence, PublishError::Fatal);
-        }
+        self.shared.abandon(self.role);
     }
 
     /// The next producer, after a pause; `None` when told to stop. Files that cannot be read just now are tried again.
-    fn replace(&self, mut pause: Duration) -> Option<Arc<Producer>> {
+    fn replace(&self, mut pause: Duration, stop: &Receiver<()>) -> Option<Arc<Producer>> {
         loop {
-            match self.told_to_stop.recv_timeout(pause) {
+            match stop.recv_timeout(pause) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return None,
             }
-            match make(&self.config, &self.shared) {
+            match make(&self.config, &self.shared, self.role) {
                 Ok(producer) => return Some(producer),
                 Err(detail) => {
-                    let lost = self.shared.state().health.unusable(detail);
-                    self.shared.report(lost);
+                    self.lost(|health| health.unusable(detail));
                     pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
                 }
             }
+        }
+    }
+
+    /// The second producer's troubles are the main one's too, or will be; only that one says so.
+    fn lost(&self, say: impl FnOnce(&mut Health) -> Report) {
+        if self.role == Role::Main {
+            let lost = say(&mut self.shared.state().health);
+            self.shared.report(lost);
         }
     }
 }
