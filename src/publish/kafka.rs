@@ -1,7 +1,8 @@
 //! Kafka, by librdkafka: each record gets exactly one report, and what failed is never overtaken by a later record of its key.
 //!
-//! One thread of our own polls the producer, judges its reports, and replaces it when it has failed for good. The rest is told by topic:
-//! `settings` (why each is as it is), `faults` (what a code means), `lanes` (order across a failure), `health` (`Connected`, `Lost`).
+//! A thread of our own (`worker`) polls the producer, takes its callbacks (`context`), and replaces it when it has failed for good or when its
+//! password or certificate `files` have changed. The rest is told by topic: `settings` (why each is as it is), `faults` (what a code means), `lanes`
+//! (order across a failure), `health` (`Connected`, `Lost`), `oauth` (tokens), `create` (topics).
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -36,15 +37,15 @@ use worker::Worker;
 /// A record's number travels through librdkafka in a pointer.
 const _: () = assert!(usize::BITS >= u64::BITS);
 
-/// How long dropping waits for the thread. The rest of `shutdown` must not hang on a broker.
-const STOP_MAX: Duration = Duration::from_millis(1500);
+/// How long dropping waits for each of the two threads. The rest of `shutdown` must not hang on a broker, and has 2 s.
+const STOP_MAX: Duration = Duration::from_millis(800);
 
 type Producer = BaseProducer<Context>;
 
 /// Publishes to Kafka with acks=all from an idempotent producer.
 ///
 /// A failure to deliver closes its lane until the output begins again from an earlier record; what comes before is
-/// [`PublishError::Withdrawn`]. Dropping it takes all open records back, each with its report, and ends its threads within 1.5 s.
+/// [`PublishError::Withdrawn`]. Dropping it takes all open records back, each with its report, and ends its threads within 1.6 s.
 pub struct Kafka {
     name: OutputName,
     config: config::Kafka,
@@ -116,7 +117,7 @@ impl Sink for Kafka {
         if probing && self.probing.is_none() {
             let files = Files::new(&self.config.security);
             let worker = Worker::new(self.config.clone(), files, &self.shared, Role::Probing);
-            // Without a thread the probe waits, and the next one tries again to have it.
+            // Without a thread the probe waits, and the next lane's tries again to have one.
             self.probing = Thread::start(&self.name, worker, None).ok();
         }
     }

@@ -35,8 +35,9 @@ pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
     set("max.in.flight.requests.per.connection", "5");
     // Without it, librdkafka goes on sending what is queued behind a batch that was refused for good: its thread has the next requests
     // out before we hear of it, and a later record of the same key would be delivered before an earlier one is sent again. With it, the
-    // refusal stops this producer at once, inside librdkafka's thread; what was queued comes back and a new producer begins. Refusals for
-    // good are rare (a record is parked, a topic is held), so the price, a new connection for each, is small.
+    // refusal stops this producer at once, inside librdkafka's thread: what was under way is refused by the broker, as its forerunner is
+    // missing, what was queued comes back, and a new producer begins. That costs every lane of the output about a second, which is why what
+    // was refused once is tried again by the second producer (`Role`). Purging from the delivery callback instead comes too late.
     set("enable.gapless.guarantee", "true");
     // As Java's producer: the same key in the same partition, whatever client wrote it.
     set("partitioner", "murmur2_random");
