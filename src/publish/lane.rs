@@ -263,7 +263,9 @@ impl Lane {
     /// When something may be sent that may not be now. While a probe is under way, it is a report that is waited for.
     pub fn wakes_at(&self) -> Option<Instant> {
         match self.mode {
-            Mode::Waiting(until) | Mode::Held(_, until) if self.open.is_empty() && (self.len() > 0 || self.rows) => Some(until),
+            Mode::Waiting(until) | Mode::Held(_, until) if self.open.is_empty() && (self.len() > 0 || self.rows) => {
+                Some(until)
+            }
             _ => None,
         }
     }
