@@ -38,7 +38,7 @@ const TAKE_MAX: usize = 256;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A connection that lasted this long begins again with the shortest pause.
-const PROVEN_AFTER: Duration = Duration::from_secs(30);
+const PROVEN_AFTER: Duration = Duration::from_secs(5);
 /// How often the connection is looked at beside its events.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the files are read, in looks.

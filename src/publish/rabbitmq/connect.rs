@@ -117,7 +117,12 @@ async fn open(
                 let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
                 let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
                 if let AsyncTcpStream::Plain(socket) = &stream {
-                    line.hold(socket.get_ref())?;
+                    let socket = socket.get_ref();
+                    // Nobody listens on a port of the range that clients get theirs from: Linux may then connect a socket to itself.
+                    if socket.local_addr()? == socket.peer_addr()? {
+                        return Err(std::io::ErrorKind::ConnectionRefused.into());
+                    }
+                    line.hold(socket)?;
                 }
                 match (&uri.scheme, &tls) {
                     (AMQPScheme::AMQP, _) => Ok(stream),
