@@ -1,7 +1,8 @@
 //! Every metric, declared once, with the rise that means trouble in its comment. Labels come from closed sets and configured names, never from
 //! a request, and every series that can be known exists from the start.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -10,6 +11,7 @@ use prometheus::{
 };
 
 use crate::config::Config;
+use crate::journal::OutputRow;
 use crate::normalize::Known;
 
 /// The values of the label `outcome` of `webhooks_total`.
@@ -54,6 +56,7 @@ pub const LEDGER_STATES: [&str; 5] = ["accepted", "published", "pending", "parke
 /// All metrics, and the registry that writes them.
 pub struct Metrics {
     registry: Registry,
+    writing: Mutex<()>,
     pub ingress: IngressMetrics,
     pub accounts: AccountMetrics,
     pub journal: JournalMetrics,
@@ -89,8 +92,10 @@ pub struct AccountMetrics {
     /// When the old secret stops moving, it can go.
     pub secret_last_used: GaugeVec,
     pub secrets_loaded: IntGaugeVec,
-    /// 0 while a secret or certificate file is reported as unusable.
+    /// 0 while a secret or certificate file is reported as unusable. Set by [`AccountMetrics::reloaded`].
     pub last_reload_successful: IntGauge,
+    /// Whose files cannot be used now.
+    failing_reloads: Mutex<BTreeSet<String>>,
     /// By where: `ingress`, or an output's name. Days left: subtract `time()`.
     pub certificate_expiry: GaugeVec,
 }
@@ -143,6 +148,7 @@ impl Metrics {
             journal: JournalMetrics::new(&r),
             publish: PublishMetrics::new(&r),
             registry: r,
+            writing: Mutex::default(),
         };
         let build = int_gauge_vec(&metrics.registry, "build_info", "Which version runs.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -152,8 +158,19 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The Prometheus text of all series.
-    pub fn text(&self) -> Vec<u8> {
+    /// The Prometheus text of all series, with the outputs as the journal has them: all of one moment, so that the ledger adds up.
+    pub fn text(&self, outputs: &[OutputRow]) -> Vec<u8> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in outputs {
+            for (state, count) in LEDGER_STATES.into_iter().zip(row.counts.by_state()) {
+                self.publish.ledger.with_label_values(&[row.name.as_str(), state]).set(count);
+            }
+            self.publish.pending.with_label_values(&[row.name.as_str()]).set(row.counts.pending);
+            self.publish.parked.with_label_values(&[row.name.as_str()]).set(row.counts.parked);
+            if row.counts.pending == 0 {
+                self.publish.oldest_pending_age.with_label_values(&[row.name.as_str()]).set(0.0);
+            }
+        }
         let mut text = Vec::with_capacity(64 * 1024);
         // Writing to memory cannot fail, and every family has the type that it was registered with.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
@@ -269,6 +286,7 @@ impl AccountMetrics {
                 "last_reload_successful",
                 "0 while a secret or certificate file cannot be used.",
             ),
+            failing_reloads: Mutex::default(),
             certificate_expiry: gauge_vec(
                 r,
                 "certificate_expiry_timestamp_seconds",
@@ -276,6 +294,20 @@ impl AccountMetrics {
                 &["where"],
             ),
         }
+    }
+}
+
+impl AccountMetrics {
+    /// Says whether the files of `what` (a key of the configuration, like `ingress.tls`) could be used when they were last read. The metric is 1
+    /// only while everybody's can.
+    pub fn reloaded(&self, what: &str, is_usable: bool) {
+        let mut failing = self.failing_reloads.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_usable {
+            failing.remove(what);
+        } else {
+            failing.insert(what.to_owned());
+        }
+        self.last_reload_successful.set(i64::from(failing.is_empty()));
     }
 }
 

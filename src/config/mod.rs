@@ -11,6 +11,24 @@ use std::time::Duration;
 
 use crate::secret::{PasswordSource, Secret};
 
+mod load;
+mod outputs;
+mod problem;
+mod properties;
+mod reader;
+mod routes;
+mod secrets;
+mod sections;
+mod source;
+mod suggest;
+mod url;
+mod values;
+mod warnings;
+
+pub use load::{Inspected, Loaded, inspect, load};
+pub use problem::{Place, Problem, Problems, Warning};
+pub use warnings::warnings;
+
 /// A name that configuration gives: an account or an output. `[a-z0-9_-]{1,32}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
@@ -206,3 +224,6 @@ pub struct Log {
     pub format: LogFormat,
     pub level: tracing::Level,
 }
+
+#[cfg(test)]
+mod tests;

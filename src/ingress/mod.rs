@@ -1,1 +1,276 @@
-//! To be written.
+//! The public port. A request that comes in here leaves as a promise ([`crate::journal::Receipt`]) or as a [`Refusal`], within
+//! `ingress.deadline` from its first byte, and this is the only room that knows HTTP statuses.
+//!
+//! [`door`] holds the way in, a function to be read aloud. Around it: [`connection`] drives hyper, `registry` knows what every connection is
+//! doing and closes the overdue, `budget` and `body` bound memory, `tls` keeps the certificate fresh, `tally` counts and logs.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tracing::{info, warn};
+
+mod body;
+mod budget;
+mod connection;
+mod door;
+mod refusal;
+mod registry;
+mod tally;
+#[cfg(test)]
+pub(crate) mod tests;
+mod tls;
+
+pub use door::{Keep, Rooms};
+pub use refusal::{Refusal, Unavailable, Unproved};
+
+use self::budget::Budget;
+use self::door::{Door, Limits, Stopping};
+use self::registry::{Admitted, Order, Patience, Phase, Registry};
+use self::tally::Tally;
+use self::tls::Tls;
+use crate::config;
+use crate::metrics::Metrics;
+
+/// How often overdue connections are looked for. What is closed without an answer is closed this much late at most; answers have timers.
+const TICK: Duration = Duration::from_millis(50);
+/// How long the accepting loop rests when the system has no descriptor or memory for another connection.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How often a newcomer looks for a place when requests under way take all of them.
+const PLACE_LOOK_EVERY: Duration = Duration::from_millis(5);
+/// At the stop: how long what has been sent may take to be read. It is on this machine already, or a round trip away.
+const STOP_GRACE: Duration = Duration::from_millis(250);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The public port, listening, and not yet served.
+pub struct Ingress<K> {
+    listener: TcpListener,
+    address: SocketAddr,
+    site: Site<K>,
+}
+
+/// What every connection needs.
+struct Site<K> {
+    tls: Option<Arc<Tls>>,
+    http: hyper::server::conn::http1::Builder,
+    patience: Patience,
+    door: Arc<Door<K>>,
+}
+
+impl<K: Keep> Ingress<K> {
+    /// Listens on `ingress.listen`. Connections wait in the kernel until [`Ingress::serve`]. Fails if the address cannot be had, or the
+    /// certificate or its key cannot be used; the error names the key of the configuration.
+    pub async fn bind(config: &config::Ingress, rooms: Rooms<K>, metrics: &Arc<Metrics>) -> io::Result<Self> {
+        let tls = config.tls.as_ref().map(|files| Tls::load(files, metrics)).transpose()?.map(Arc::new);
+        let listening = async {
+            let listener = TcpListener::bind(config.listen).await?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        };
+        let (listener, address) = listening.await.map_err(|error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot listen on {} (ingress.listen): {error}", config.listen))
+        })?;
+        let registry = Registry::new(config.connections_max, metrics.ingress.connections.clone());
+        let accounts: Vec<_> = rooms.accounts.names().collect();
+        let door = Door {
+            limits: Limits { body_max: config.body_max, deadline: config.deadline },
+            budget: Budget::new(config.buffered_max),
+            tally: Tally::new(Arc::clone(metrics), accounts),
+            stopping: Stopping::default(),
+            registry,
+            rooms,
+        };
+        let site = Site {
+            tls,
+            http: connection::http(config.headers_max),
+            patience: Patience { deadline: config.deadline, idle: config.idle_timeout },
+            door: Arc::new(door),
+        };
+        Ok(Self { listener, address, site })
+    }
+
+    /// Where it listens; tells the port if the configuration said 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `https` or `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.site.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Begins to take requests.
+    pub fn serve(self) -> Serving<K> {
+        let door = Arc::clone(&self.site.door);
+        let patience = self.site.patience;
+        let (stop, stopping) = watch::channel(false);
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(reap(Arc::clone(&door), patience));
+        if let Some(tls) = &self.site.tls {
+            upkeep.spawn(Arc::clone(tls).keep_fresh());
+        }
+        let accepting = tokio::spawn(accept(self.listener, Arc::new(self.site), stopping));
+        Serving { door, patience, stop, accepting, _upkeep: upkeep }
+    }
+}
+
+/// Accepts until told to stop. Gives the connections that are then open.
+async fn accept<K: Keep>(
+    listener: TcpListener,
+    site: Arc<Site<K>>,
+    mut stopping: watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let mut connections = JoinSet::new();
+    let mut is_failing = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => break,
+            Some(ended) = connections.join_next() => {
+                log_panic(ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                is_failing = false;
+                if let Some(admitted) = site.admit(&stopping).await {
+                    connections.spawn(Arc::clone(&site).serve_one(stream, admitted));
+                }
+            }
+            // The peer went away before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !is_failing {
+                    warn!(%error, "cannot accept a connection: {error}; the limit of open files may be too low. Trying on");
+                }
+                is_failing = true;
+                sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+    // Who was connected before the end of listening is still heard; the kernel would send them a reset.
+    while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await {
+        let Some(admitted) = site.door.registry.admit(site.first_phase()) else { break };
+        connections.spawn(Arc::clone(&site).serve_one(stream, admitted));
+    }
+    connections
+}
+
+impl<K: Keep> Site<K> {
+    /// A place for a new connection. `None` if by the deadline, in which each request under way ends, or by the stop there was none.
+    async fn admit(&self, stopping: &watch::Receiver<bool>) -> Option<Admitted> {
+        let give_up_at = Instant::now() + self.patience.deadline;
+        loop {
+            let admitted = self.door.registry.admit(self.first_phase());
+            if admitted.is_some() || *stopping.borrow() || Instant::now() >= give_up_at {
+                return admitted;
+            }
+            sleep(PLACE_LOOK_EVERY).await;
+        }
+    }
+
+    fn first_phase(&self) -> Phase {
+        if self.tls.is_some() { Phase::Handshake } else { Phase::Silent }
+    }
+
+    async fn serve_one(self: Arc<Self>, stream: TcpStream, admitted: Admitted) {
+        // An answer is one small write: nothing is gained by waiting for more. If this fails, the connection is broken and reading will say so.
+        let _ = stream.set_nodelay(true);
+        let watched = &admitted.watched;
+        let malformed = match &self.tls {
+            None => connection::serve(&self.http, stream, watched, &self.door).await,
+            Some(tls) => match tls.shake_hands(stream, watched).await {
+                Some(stream) => connection::serve(&self.http, stream, watched, &self.door).await,
+                None => return,
+            },
+        };
+        if let Some(malformed) = malformed {
+            self.door.count_malformed(malformed);
+        }
+    }
+}
+
+/// Closes overdue connections, and once a minute says what was refused.
+async fn reap<K: Keep>(door: Arc<Door<K>>, patience: Patience) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut minute = Instant::now();
+    loop {
+        let now = ticks.tick().await;
+        door.registry.reap(&patience);
+        if now.duration_since(minute) >= MINUTE {
+            minute = now;
+            door.tally.log_minute();
+        }
+    }
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        warn!("a connection ended by a fault in the relay itself; please report it");
+    }
+}
+
+/// The public port at work. To stop: the three functions in their order. If dropped instead, everything is cut off.
+pub struct Serving<K> {
+    door: Arc<Door<K>>,
+    patience: Patience,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<JoinSet<()>>,
+    _upkeep: JoinSet<()>,
+}
+
+/// What has stopped listening, and still answers.
+pub struct Finishing<K> {
+    door: Arc<Door<K>>,
+    patience: Patience,
+    connections: JoinSet<()>,
+    _upkeep: JoinSet<()>,
+}
+
+impl<K: Keep> Serving<K> {
+    /// From now on every answer is the last on its connection (`Connection: close`), so that senders come back elsewhere.
+    pub fn close_after_answers(&self) {
+        self.door.stopping.close_after_answers();
+    }
+
+    /// Stops listening. Connections that idle are closed, others finish what they are at.
+    pub async fn stop_accepting(self) -> Finishing<K> {
+        self.close_after_answers();
+        self.stop.send_replace(true);
+        let connections = match self.accepting.await {
+            Ok(connections) => connections,
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(_aborted) => JoinSet::new(), // Nobody aborts it but the runtime's own end.
+        };
+        self.door.registry.order_all(Order::Finish, &[Phase::Idle]);
+        Finishing { door: self.door, patience: self.patience, connections, _upkeep: self._upkeep }
+    }
+}
+
+impl<K: Keep> Finishing<K> {
+    /// Returns when every request that was read whole has its answer, at most `ingress.deadline` later. What has been sent gets a quarter of a
+    /// second to be read; then half-sent bodies are answered 503 `shutting_down`, and what is less than a whole head is closed.
+    pub async fn finish_open_requests(mut self) {
+        let registry = Arc::clone(&self.door.registry);
+        if timeout(STOP_GRACE, registry.done()).await.is_err() {
+            self.door.stopping.cut_bodies();
+            registry.order_all(Order::Drop, &[Phase::Handshake, Phase::Silent, Phase::Head, Phase::Drain]);
+            registry.order_all(Order::Finish, &[Phase::Idle]);
+            if timeout(self.patience.deadline, registry.done()).await.is_err() {
+                info!("connections whose peers do not take their answers are cut off");
+            }
+        }
+        self.connections.shutdown().await;
+    }
+}

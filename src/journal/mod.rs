@@ -1,6 +1,40 @@
 //! The promise on disk: [`Journal::append`] gives a [`Receipt`] only after the event is synced. What is published is read back from here.
+//!
+//! One thread writes (`writer`), and one commit serves all that wait; everybody else reads over connections of their own ([`Reader`]). The
+//! tables stand in `schema.sql`. The journal never looks inside an event.
 
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::clock::Timestamp;
+use crate::config::{self, OutputName};
+use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
+
+mod file;
+mod ledger;
+mod progress;
+mod reader;
+mod retention;
+mod row;
+mod seen;
+mod writer;
+
+pub use file::OpenError;
+pub use ledger::{Counts, OutputRow, Span};
+pub use progress::{About, Apart, Outcome, Progress, Settlement};
+pub use reader::{ApartRow, Reader};
+pub use row::Read;
+
+/// Appends that wait for the writer, at the most. One group takes at most 512 of them, so this is eight commits ahead: far less than the
+/// deadline on any disk that works.
+const APPENDS_WAITING_MAX: usize = 4096;
 
 /// Proof that an event is synced to disk. Only [`Journal::append`] makes one.
 #[must_use]
@@ -12,18 +46,24 @@ pub struct Receipt {
     _seal: (),
 }
 
+#[cfg(test)]
+impl Receipt {
+    /// For tests of what comes after a receipt.
+    pub fn for_test(id: EventId, duplicate: bool) -> Self {
+        Self { id, duplicate, _seal: () }
+    }
+}
+
 /// Why an event could not be promised. Nothing is known of whether it was kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendError {
-    /// Pending and parked events fill `journal.size_max`, or the disk is down to `journal.free_min`.
+    /// Pending and parked events fill `journal.size_max`.
     Full,
-    /// The disk fails, or the journal is not open (yet).
+    /// The disk fails or is down to `journal.free_min`, or the journal is not open (yet).
     Disk,
     /// As many appends wait as may.
     QueueFull,
     ShuttingDown,
-    /// The writer panicked on this event.
-    Panic,
 }
 
 /// Whether the journal can take events now.
@@ -45,18 +85,161 @@ pub struct Stored {
     pub event: Event,
 }
 
-/// The handle by which everybody reaches the journal's writer thread. Cheap to clone.
+/// What the journal needs to know beside its own section of the configuration.
+pub struct Options {
+    pub config: config::Journal,
+    pub outputs: Vec<OutputName>,
+    /// Event names that are answered and noted, but not kept.
+    pub discard: Vec<String>,
+    /// The longest of the accounts': for so long the very same request is known again.
+    pub tolerance_max: Duration,
+}
+
+/// The handle by which everybody reaches the journal. Cheap to clone.
 #[derive(Clone)]
-pub struct Journal {}
+pub struct Journal {
+    queue: Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+/// What the writer shows to everybody.
+struct Shared {
+    path: PathBuf,
+    waiting: AtomicUsize,
+    health: watch::Sender<Health>,
+    /// The last sequence that is synced.
+    committed: watch::Sender<u64>,
+    outputs: Mutex<Vec<OutputRow>>,
+    /// Empty until the file was opened.
+    id: Mutex<Arc<str>>,
+    metrics: Arc<Metrics>,
+}
+
+enum Message {
+    Append(Box<Append>),
+    Progress(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>),
+    Stop,
+}
+
+struct Append {
+    event: Event,
+    reply: oneshot::Sender<Result<Receipt, AppendError>>,
+}
 
 impl Journal {
+    /// Takes the journal's lock and starts its writer, which opens the file; a disk that is full, read-only or failing does not stop
+    /// this, the writer tries again every second.
+    ///
+    /// # Errors
+    /// Another process has the journal, or its folder is forbidden to us: what an operator has to mend.
+    pub fn open(options: Options, metrics: Arc<Metrics>) -> Result<(Self, Writer), OpenError> {
+        let (queue, messages) = channel();
+        let shared = Arc::new(Shared {
+            path: options.config.path.clone(),
+            waiting: AtomicUsize::new(0),
+            health: watch::Sender::new(Health::Opening),
+            committed: watch::Sender::new(0),
+            outputs: Mutex::default(),
+            id: Mutex::new("".into()),
+            metrics,
+        });
+        let thread = writer::start(options, Arc::clone(&shared), messages)?;
+        Ok((Self { queue: queue.clone(), shared }, Writer { queue, thread }))
+    }
+
     /// Keeps one event and returns once it is synced, or once the very same request that came before it is.
-    pub async fn append(&self, _event: Event) -> Result<Receipt, AppendError> {
-        todo!()
+    ///
+    /// # Errors
+    /// Nothing was promised; the event may still have been kept, and is then forwarded.
+    pub async fn append(&self, event: Event) -> Result<Receipt, AppendError> {
+        if self.shared.waiting.fetch_add(1, Ordering::Relaxed) >= APPENDS_WAITING_MAX {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(AppendError::QueueFull);
+        }
+        let (reply, receipt) = oneshot::channel();
+        let append = Message::Append(Box::new(Append { event, reply }));
+        if self.queue.send(append).is_err() {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(AppendError::ShuttingDown);
+        }
+        receipt.await.unwrap_or(Err(AppendError::ShuttingDown))
+    }
+
+    /// Makes what an output has done durable: its cursor, rows and trail move in one transaction. The answer comes once it is synced; after an
+    /// error the same progress is to be handed over again, which never counts twice.
+    pub fn record(&self, progress: Arc<Progress>) -> oneshot::Receiver<Result<(), AppendError>> {
+        let (reply, done) = oneshot::channel();
+        if let Err(unsent) = self.queue.send(Message::Progress(progress, reply))
+            && let Message::Progress(_, reply) = unsent.0
+        {
+            let _ = reply.send(Err(AppendError::ShuttingDown)); // The receiver is in our hand.
+        }
+        done
     }
 
     /// Whether events are accepted now, and why not.
     pub fn health(&self) -> Health {
-        todo!()
+        self.shared.health.borrow().clone()
+    }
+
+    pub fn health_changes(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    /// The last sequence that is synced, and each change of it.
+    pub fn committed(&self) -> watch::Receiver<u64> {
+        self.shared.committed.subscribe()
+    }
+
+    /// Each output's place and counts as of the last commit, all of one moment.
+    pub fn outputs(&self) -> Vec<OutputRow> {
+        self.shared.outputs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The id made with the journal file: empty until the file was opened.
+    pub fn id(&self) -> Arc<str> {
+        self.shared.id.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+}
+
+/// The writer thread, for the one who stops it.
+pub struct Writer {
+    queue: Sender<Message>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Carries out what was handed over before, closes the file and gives the lock back. Blocks.
+    pub fn stop(self) {
+        let _ = self.queue.send(Message::Stop); // If nobody hears it, the thread has ended.
+        let _ = self.thread.join(); // A panic of the writer has already ended the process.
+    }
+}
+
+/// When each of the last groups was synced, to tell how long an event waited.
+struct Kept {
+    groups: std::collections::VecDeque<(u64, Timestamp)>,
+}
+
+impl Kept {
+    /// Groups remembered: at a thousand commits a second those of the last four seconds.
+    const GROUPS_MAX: usize = 4096;
+
+    fn note(&mut self, through: u64, at: Timestamp) {
+        if self.groups.len() == Self::GROUPS_MAX {
+            self.groups.pop_front();
+        }
+        self.groups.push_back((through, at));
+    }
+
+    /// When the event of this number was synced; `None` if that was before the last restart, or long ago.
+    fn at(&self, sequence: u64) -> Option<Timestamp> {
+        let group = self.groups.partition_point(|(through, _)| *through < sequence);
+        // What lies before the first group is older than all that is remembered.
+        (group > 0).then(|| self.groups.get(group)).flatten().map(|(_, at)| *at)
     }
 }

@@ -6,8 +6,114 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::clock::Timestamp;
+use sha2::{Digest, Sha256};
+
+use crate::authenticate::Verified;
+use crate::clock::{Timestamp, rfc3339_seconds};
 use crate::config::AccountName;
+
+pub(crate) mod json;
+mod moment;
+
+use json::Fields;
+
+/// Reads a verified request. `extra` are the names of `events.extra`. Never fails and never panics, whatever the bytes; two passes over them and
+/// one hash at most.
+pub fn normalize(verified: Verified, extra: &[Arc<str>]) -> Event {
+    let (content, fields) = json::read(&verified.body);
+    let name = fields.name(extra);
+    let call_status = match name.group() {
+        Group::Call => fields.call_status(),
+        _ => None,
+    };
+    let (subject, time) = (fields.subject(), fields.time());
+    event(verified, Derived { name, subject, time, call_status, content })
+}
+
+/// The event of a request that nobody looked into: what is kept if [`normalize`] should panic after all, so that no genuine event is lost to a
+/// bug of ours.
+pub fn undecoded(verified: Verified) -> Event {
+    event(
+        verified,
+        Derived { name: EventName::Unknown, subject: None, time: None, call_status: None, content: Content::Opaque },
+    )
+}
+
+/// What is read out of a body.
+struct Derived {
+    name: EventName,
+    subject: Option<String>,
+    time: Option<String>,
+    call_status: Option<CallStatus>,
+    content: Content,
+}
+
+fn event(verified: Verified, derived: Derived) -> Event {
+    Event {
+        id: EventId::of(&verified.account, &verified.body),
+        name: derived.name,
+        subject: derived.subject,
+        time: derived.time.unwrap_or_else(|| rfc3339_seconds(verified.signed_at)),
+        call_status: derived.call_status,
+        content: derived.content,
+        account: verified.account,
+        signed_text: verified.signed_text,
+        signed_at: verified.signed_at,
+        signature: verified.signature,
+        received_at: verified.received_at,
+        replayed: false,
+        body: verified.body,
+    }
+}
+
+impl Fields<'_> {
+    /// By `event` if it says anything, else by shape: `speech` and `summary` come without (PROTOCOL §4.6, §4.7). A `null` is as good as absent.
+    fn name(&self, extra: &[Arc<str>]) -> EventName {
+        let by_name = self.event.and_then(json::text_bytes).filter(|name| !name.is_empty());
+        if let Some(name) = by_name {
+            let Ok(name) = str::from_utf8(&name) else { return EventName::Unknown }; // A lone surrogate: no name of ours.
+            let extra = || extra.iter().find(|extra| &***extra == name).cloned();
+            return match Known::from_name(name) {
+                Some(known) => EventName::Known(known),
+                None => extra().map_or(EventName::Unknown, EventName::Extra),
+            };
+        }
+        let given = |field: Option<&str>| field.is_some_and(|raw| raw != "null");
+        let starts = |field: Option<&str>, with: char| field.is_some_and(|raw| raw.starts_with(with));
+        match given(self.call_id) {
+            true if given(self.speech_state) || starts(self.payload, '[') => EventName::Known(Known::Speech),
+            true if starts(self.summary, '"') => EventName::Known(Known::Summary),
+            _ => EventName::Unknown,
+        }
+    }
+
+    fn subject(&self) -> Option<String> {
+        [self.pbx_id, self.call_id].into_iter().flatten().find_map(subject)
+    }
+
+    fn time(&self) -> Option<String> {
+        [self.time, self.timestamp].into_iter().flatten().find_map(|raw| moment::utc(&json::text(raw)?))
+    }
+
+    fn call_status(&self) -> Option<CallStatus> {
+        self.status.and_then(json::text_bytes).map(|text| CallStatus::from_sipsim(&text))
+    }
+}
+
+/// The most that an id may have to become a subject. Characters.
+const SUBJECT_MAX: usize = 128;
+
+/// A non-empty text, or an integer as written, that is short and has no control character. A lone surrogate cannot be written in UTF-8, and putting
+/// something else in its place would make one call of two.
+fn subject(raw: &str) -> Option<String> {
+    let text = match raw.as_bytes().first()? {
+        b'"' => json::text(raw)?,
+        b'-' | b'0'..=b'9' if !raw.contains(['.', 'e', 'E']) => raw.to_owned(),
+        _ => return None,
+    };
+    let fits = (1..=SUBJECT_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    fits.then_some(text)
+}
 
 /// One webhook of SIPSIM, with all that an envelope needs to know of it. Only [`normalize`] makes one from a request; the journal keeps
 /// it and gives it back as it was.
@@ -169,15 +275,8 @@ impl Group {
 }
 
 impl CallStatus {
-    pub const ALL: [CallStatus; 7] = [
-        Self::Answered,
-        Self::Missed,
-        Self::Busy,
-        Self::NoAnswer,
-        Self::Cancelled,
-        Self::Unavailable,
-        Self::Other,
-    ];
+    pub const ALL: [CallStatus; 7] =
+        [Self::Answered, Self::Missed, Self::Busy, Self::NoAnswer, Self::Cancelled, Self::Unavailable, Self::Other];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -192,7 +291,34 @@ impl CallStatus {
     }
 }
 
+impl CallStatus {
+    /// From either of SIPSIM's spellings (PROTOCOL §5.1), in whichever case.
+    fn from_sipsim(text: &[u8]) -> Self {
+        const SPELLINGS: [(&str, CallStatus); 6] = [
+            ("answer", CallStatus::Answered),
+            ("missed", CallStatus::Missed),
+            ("busy", CallStatus::Busy),
+            ("noanswer", CallStatus::NoAnswer),
+            ("cancel", CallStatus::Cancelled),
+            ("unavailable", CallStatus::Unavailable),
+        ];
+        let known = SPELLINGS.iter().find(|(spelling, _)| text.eq_ignore_ascii_case(spelling.as_bytes()));
+        known.map_or(Self::Other, |(_, status)| *status)
+    }
+}
+
 impl EventId {
+    /// The id of what `account` sent as `body`: the first 16 bytes of SHA-256 over the account's name, a zero byte and the body, with the version
+    /// and variant of RFC 9562's UUIDv8.
+    pub fn of(account: &AccountName, body: &[u8]) -> Self {
+        let digest = Sha256::new().chain_update(account.as_str()).chain_update([0]).chain_update(body).finalize();
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest[..16]);
+        id[6] = id[6] & 0x0f | 0x80;
+        id[8] = id[8] & 0x3f | 0x80;
+        Self(id)
+    }
+
     /// The lower-case hyphenated form of RFC 9562.
     pub fn from_text(text: &str) -> Option<Self> {
         let digits: String = text.chars().filter(|c| *c != '-').collect();
@@ -215,3 +341,6 @@ impl fmt::Debug for EventId {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

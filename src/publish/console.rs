@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::encode::on_one_line;
 use super::{Place, PublishError, Record, Report, Reports, Sink};
 
 /// Lines that share one write and one flush: enough that a drain is not a system call an event.
@@ -41,7 +42,8 @@ impl Console {
 }
 
 impl Sink for Console {
-    fn send(&mut self, record: Record) {
+    fn send(&mut self, mut record: Record) {
+        on_one_line(&mut record.payload);
         // Fails only without the thread, of which the output was told as lost: it sends nothing then.
         let _ = self.records.send(record);
     }

@@ -8,9 +8,19 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::clock::Timestamp;
 
+mod books;
 pub mod console;
+pub mod encode;
 pub mod kafka;
+mod lane;
+mod output;
+mod publisher;
 pub mod rabbitmq;
+pub mod routes;
+pub mod topology;
+mod window;
+
+pub use publisher::{ConsoleWriter, Publisher};
 
 /// One event as it goes to a broker.
 #[derive(Debug)]
@@ -135,4 +145,16 @@ pub type Reports = UnboundedSender<Report>;
 pub trait Sink: Send {
     /// Hands one record over. Never blocks; records of one lane are published in the order of the calls.
     fn send(&mut self, record: Record);
+}
+
+/// What an operator does about a held topic, for the log.
+fn mend(reason: &str) -> &'static str {
+    match reason {
+        "topic_missing" => "the broker has no such topic or exchange; make it (`sipsim-relay topics --create --yes`)",
+        "forbidden" => "the broker does not let us write to it; grant the right",
+        "unroutable" => "no queue is bound for its routing key; bind one (`sipsim-relay topics`)",
+        "not_enough_replicas" => "the broker confirms nothing: too few replicas in sync",
+        "nack" => "the broker refuses it: a queue is full or failing",
+        _ => "see the metric topic_held",
+    }
 }

@@ -1,0 +1,28 @@
+# `make help` lists the targets. They want Rust; what else is missing is installed (as root, on Debian) or named in one line.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo run brokers test
+
+# What the build itself calls: the C compiler and make for librdkafka and SQLite, perl for OpenSSL.
+BUILD_NEEDS := cc:build-essential perl:perl
+
+help: ## shows this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
+
+# All three run the build that the tests run: a release build takes several minutes more on a fresh machine, and shows nothing else.
+demo: build-needs ## builds, then shows the relay at work: signed webhooks in, envelopes out, an outage of the output survived
+	cargo run --locked -- demo
+
+run: build-needs ## builds and starts the relay alone, on http://127.0.0.1:8080; it prints a line that posts a signed event
+	cargo run --locked -- run
+
+brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topics and queues, and leaves them running
+	scripts/try-brokers
+
+test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a socket, real brokers, README, compose file, metrics
+	scripts/test
+
+.PHONY: build-needs
+build-needs:
+	@command -v cargo >/dev/null || { echo "Rust (1.88 or newer) is missing: see https://rustup.rs" >&2; exit 1; }
+	@scripts/need $(BUILD_NEEDS)

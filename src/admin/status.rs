@@ -1,0 +1,215 @@
+//! What the status page and `/api/v1/status` show. Numbers are those of `/metrics`; nothing of an event's content is here.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::health::Health;
+use crate::clock::Timestamp;
+use crate::config::{AccountName, OutputName};
+use crate::journal::OutputRow;
+use crate::metrics::{Metrics, OUTCOMES, UNAVAILABLE_REASONS};
+
+/// An output as its publisher sees it now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct OutputStatus {
+    /// `kafka`, `rabbitmq` or `console`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The broker answers.
+    pub up: bool,
+    pub pending: u64,
+    pub parked: u64,
+    /// Topics or routing keys whose events wait until somebody mends them.
+    pub held: Vec<HeldTopic>,
+    /// One line, without any content of events or secrets.
+    pub last_error: Option<String>,
+    /// Of the oldest pending event; 0 when there is none.
+    pub oldest_pending_age_seconds: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct HeldTopic {
+    pub topic: String,
+    /// As in the metric `topic_held`.
+    pub reason: &'static str,
+}
+
+/// Where each output keeps its [`OutputStatus`] for others to see. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs(Arc<Mutex<BTreeMap<OutputName, OutputStatus>>>);
+
+impl Outputs {
+    /// Changes what is shown of one output, which is shown from then on. `change` must not block.
+    pub fn update(&self, output: &OutputName, change: impl FnOnce(&mut OutputStatus)) {
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(output.clone()).or_default());
+    }
+
+    fn all(&self) -> BTreeMap<OutputName, OutputStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The newest refused request's diagnosis, without its body; a JSON object, or nothing was refused yet.
+pub type LastRefused = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
+
+/// All that the admin port reads from. It changes nothing.
+pub struct Sources {
+    pub instance: String,
+    pub started_at: Timestamp,
+    pub accounts: Vec<AccountName>,
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    /// Each output's place and counts in the journal, all of one moment.
+    pub rows: Arc<dyn Fn() -> Vec<OutputRow> + Send + Sync>,
+    pub outputs: Outputs,
+    pub last_refused: LastRefused,
+}
+
+/// Everything on the page, at one moment.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub version: &'static str,
+    pub instance: String,
+    /// RFC 3339 UTC.
+    pub now: String,
+    pub uptime_seconds: u64,
+    pub accepting: bool,
+    /// Why not, when not.
+    pub not_accepting_because: Option<String>,
+    pub accounts: BTreeMap<String, AccountStatus>,
+    pub journal: JournalStatus,
+    pub outputs: BTreeMap<String, OutputStatus>,
+    /// Since the start, by reason, those that ever happened.
+    pub unavailable: BTreeMap<&'static str, u64>,
+    pub connections: i64,
+    pub last_refused: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct AccountStatus {
+    /// Since the start. Answers 200, duplicates among them.
+    pub accepted: u64,
+    /// Since the start. All other answers.
+    pub refused: u64,
+    /// Since the start, by outcome.
+    pub answers: BTreeMap<&'static str, u64>,
+    /// RFC 3339 UTC; kept across restarts. `None`: never.
+    pub last_accepted: Option<String>,
+    pub secrets_loaded: i64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct JournalStatus {
+    pub bytes: i64,
+    pub size_max_bytes: i64,
+    /// From 0 to 1, of `size_max_bytes`.
+    pub fill: f64,
+    pub disk_free_bytes: i64,
+    /// A file that could not be read was set aside at start.
+    pub set_aside: bool,
+}
+
+impl Sources {
+    pub fn status(&self, now: Timestamp) -> Status {
+        let ready = self.health.ready();
+        let accounts = self.accounts.iter().map(|account| (account.to_string(), self.account(account)));
+        let unavailable = UNAVAILABLE_REASONS
+            .iter()
+            .map(|reason| (*reason, self.metrics.ingress.unavailable.with_label_values(&[*reason]).get()))
+            .filter(|(_, count)| *count > 0);
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            instance: self.instance.clone(),
+            now: crate::clock::rfc3339_seconds(now.as_seconds()),
+            uptime_seconds: now.since(self.started_at).as_secs(),
+            accepting: ready.is_ok(),
+            not_accepting_because: ready.err(),
+            accounts: accounts.collect(),
+            journal: self.journal(),
+            outputs: self.outputs(),
+            unavailable: unavailable.collect(),
+            connections: self.metrics.ingress.connections.get(),
+            last_refused: (self.last_refused)(),
+        }
+    }
+
+    fn outputs(&self) -> BTreeMap<String, OutputStatus> {
+        let mut shown: BTreeMap<_, _> =
+            self.outputs.all().into_iter().map(|(name, status)| (name.to_string(), status)).collect();
+        for row in (self.rows)() {
+            let status = shown.entry(row.name).or_default(); // A removed output has only its debt.
+            status.pending = row.counts.pending.max(0) as u64;
+            status.parked = row.counts.parked.max(0) as u64;
+        }
+        shown
+    }
+
+    fn account(&self, account: &AccountName) -> AccountStatus {
+        let count = |outcome| self.metrics.ingress.webhooks.with_label_values(&[account.as_str(), outcome]).get();
+        let answers: BTreeMap<_, _> = OUTCOMES.iter().map(|outcome| (*outcome, count(*outcome))).collect();
+        let accepted = count("accepted") + count("duplicate");
+        let last_accepted = self.metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).get();
+        AccountStatus {
+            accepted,
+            refused: answers.values().sum::<u64>() - accepted,
+            answers,
+            last_accepted: (last_accepted > 0.0).then(|| crate::clock::rfc3339_seconds(last_accepted as i64)),
+            secrets_loaded: self.metrics.accounts.secrets_loaded.with_label_values(&[account.as_str()]).get(),
+        }
+    }
+
+    fn journal(&self) -> JournalStatus {
+        let journal = &self.metrics.journal;
+        let (bytes, size_max_bytes) = (journal.bytes.get(), journal.size_max.get());
+        JournalStatus {
+            bytes,
+            size_max_bytes,
+            fill: if size_max_bytes > 0 { bytes as f64 / size_max_bytes as f64 } else { 0.0 },
+            disk_free_bytes: journal.free.get(),
+            set_aside: journal.set_aside.get() != 0,
+        }
+    }
+}
+
+/// A duration for people, in its two largest units: `3 d 4 h`.
+pub fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (days, hours, _, _) => format!("{days} d {hours} h"),
+    }
+}
+
+/// A size for people: `1.5 GiB`.
+pub fn size_in_words(bytes: i64) -> String {
+    let mut size = bytes as f64;
+    for unit in ["bytes", "KiB", "MiB", "GiB"] {
+        if size < 1024.0 {
+            return if unit == "bytes" { format!("{bytes} bytes") } else { format!("{size:.1} {unit}") };
+        }
+        size /= 1024.0;
+    }
+    format!("{size:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_read_like_a_person_says_them() {
+        assert_eq!(in_words(Duration::from_secs(59)), "59 s");
+        assert_eq!(in_words(Duration::from_secs(61)), "1 min 1 s");
+        assert_eq!(in_words(Duration::from_secs(7_260)), "2 h 1 min");
+        assert_eq!(in_words(Duration::from_secs(273_600)), "3 d 4 h");
+        assert_eq!(size_in_words(1023), "1023 bytes");
+        assert_eq!(size_in_words(1536), "1.5 KiB");
+        assert_eq!(size_in_words(8 << 30), "8.0 GiB");
+        assert_eq!(size_in_words(3 << 40), "3.0 TiB");
+    }
+}

@@ -1,0 +1,230 @@
+//! The admin port on a real socket.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::cli::healthcheck::healthcheck;
+use crate::config::Name;
+use crate::ingress::tests::configuration;
+use crate::journal;
+use crate::metrics::Metrics;
+
+/// Longer than anything here takes; a test that waits for it has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Running {
+    address: SocketAddr,
+    health: Arc<Health>,
+    journal: Arc<Mutex<journal::Health>>,
+    metrics: Arc<Metrics>,
+    outputs: Outputs,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn start() -> Running {
+    let config = configuration();
+    let metrics = Metrics::new(&config);
+    let journal = Arc::new(Mutex::new(journal::Health::Ready));
+    let health = Health::new({
+        let journal = Arc::clone(&journal);
+        move || journal.lock().unwrap().clone()
+    });
+    let outputs = Outputs::default();
+    let sources = Sources {
+        instance: "<relay & co>".into(),
+        started_at: clock::now(),
+        accounts: config.accounts.iter().map(|account| account.name.clone()).collect(),
+        metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
+        outputs: outputs.clone(),
+        last_refused: Arc::new(|| Some(serde_json::json!({"reason": "bad_signature"}))),
+    };
+    let admin = Admin::bind(&config.admin, sources).await.expect("a free port");
+    Running { address: admin.address(), health, journal, metrics, outputs, serving: tokio::spawn(admin.serve()) }
+}
+
+impl Running {
+    async fn ask(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.expect("the port listens");
+        stream.write_all(format!("{request} HTTP/1.1\r\nHost: admin\r\n\r\n").as_bytes()).await.expect("it is open");
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it closes").expect("an answer");
+        answer
+    }
+
+    async fn status(&self, request: &str) -> u16 {
+        let answer = self.ask(request).await;
+        answer.get(9..12).and_then(|digits| digits.parse().ok()).expect("a status")
+    }
+}
+
+#[tokio::test]
+async fn probes_follow_the_relay_through_its_life() {
+    let relay = start().await;
+    let check = async |livez, startupz, readyz, why: &str| {
+        assert_eq!(relay.status("GET /livez").await, livez, "livez {why}");
+        assert_eq!(relay.status("GET /startupz").await, startupz, "startupz {why}");
+        assert_eq!(relay.status("GET /readyz").await, readyz, "readyz {why}");
+    };
+    check(200, 503, 503, "before the public port listens").await;
+    relay.health.listening();
+    check(200, 200, 200, "once both listen").await;
+    for unable in [journal::Health::Opening, journal::Health::Full, journal::Health::Failing("no space".into())] {
+        *relay.journal.lock().unwrap() = unable.clone();
+        check(200, 200, 503, &format!("with a journal that is {unable:?}")).await;
+    }
+    *relay.journal.lock().unwrap() = journal::Health::Ready;
+    check(200, 200, 200, "once the journal takes events again").await;
+    relay.health.stopping();
+    check(200, 200, 503, "while it stops").await;
+}
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    let relay = start().await;
+    relay.health.listening();
+    *relay.journal.lock().unwrap() = journal::Health::Failing("no space".into());
+    let answer = relay.ask("GET /readyz").await;
+    assert!(answer.ends_with("\r\n\r\nnot ready: journal: the disk fails: no space\n"), "{answer}");
+    let answer = relay.ask("GET /readyz?verbose").await;
+    let expected = "\r\n\r\n[+] listening ok\n[+] running ok\n[-] journal: the disk fails: no space\nnot ready\n";
+    assert!(answer.ends_with(expected), "{answer}");
+}
+
+#[tokio::test]
+async fn it_only_reads_and_only_what_there_is() {
+    let relay = start().await;
+    for path in ["/metrics", "/livez", "/readyz", "/startupz", "/", "/api/v1/status"] {
+        let answer = relay.ask(&format!("POST {path}")).await;
+        assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("\r\nallow: GET, HEAD\r\n"), "{answer}");
+        let answer = relay.ask(&format!("HEAD {path}")).await;
+        assert!(answer.ends_with("\r\n\r\n"), "a HEAD has no body: {answer}");
+        assert!(answer.contains("\r\ncache-control: no-store\r\n"), "{answer}");
+    }
+    assert_eq!(relay.status("GET /nothing").await, 404);
+    assert_eq!(relay.status("POST /nothing").await, 404);
+    assert_eq!(relay.status("OPTIONS *").await, 404);
+}
+
+#[tokio::test]
+async fn metrics_are_prometheus_text() {
+    let relay = start().await;
+    relay.metrics.ingress.webhooks.with_label_values(&["default", "accepted"]).inc();
+    let answer = relay.ask("GET /metrics").await;
+    assert!(answer.contains("\r\ncontent-type: text/plain; version=0.0.4\r\n"), "{answer}");
+    let series = "\nsipsim_relay_webhooks_total{account=\"default\",outcome=\"accepted\"} 1\n";
+    assert!(answer.contains(series), "{answer}");
+}
+
+#[tokio::test]
+async fn the_status_is_shown_to_people_and_machines() {
+    let relay = start().await;
+    relay.health.listening();
+    let count = |outcome| relay.metrics.ingress.webhooks.with_label_values(&["default", outcome]);
+    count("accepted").inc_by(40);
+    count("duplicate").inc_by(2);
+    count("bad_signature").inc_by(7);
+    relay.metrics.ingress.unavailable.with_label_values(&["memory"]).inc();
+    relay.metrics.accounts.last_accepted.with_label_values(&["default"]).set(1_736_937_000.0);
+    relay.metrics.journal.bytes.set(256 << 20);
+    relay.outputs.update(&Name::new("kafka").unwrap(), |output| {
+        *output = OutputStatus {
+            kind: "kafka",
+            up: false,
+            pending: 12,
+            parked: 3,
+            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
+            last_error: Some("no <broker>".into()),
+            oldest_pending_age_seconds: 61.5,
+        };
+    });
+
+    let answer = relay.ask("GET /api/v1/status").await;
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.contains("\r\ncontent-type: application/json"), "{head}");
+    let status: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    for (pointer, expected) in [
+        ("/version", serde_json::json!(env!("CARGO_PKG_VERSION"))),
+        ("/instance", "<relay & co>".into()),
+        ("/accepting", true.into()),
+        ("/accounts/default/accepted", 42.into()),
+        ("/accounts/default/refused", 7.into()),
+        ("/accounts/default/answers/bad_signature", 7.into()),
+        ("/accounts/default/last_accepted", "2025-01-15T10:30:00Z".into()),
+        ("/journal/fill", 0.25.into()),
+        ("/unavailable", serde_json::json!({"memory": 1})),
+        ("/outputs/kafka/up", false.into()),
+        ("/outputs/kafka/type", "kafka".into()),
+        ("/outputs/kafka/pending", 12.into()),
+        ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
+        ("/last_refused/reason", "bad_signature".into()),
+    ] {
+        assert_eq!(status.pointer(pointer), Some(&expected), "{pointer} in {body}");
+    }
+
+    let page = relay.ask("GET /").await;
+    assert!(page.contains("\r\ncontent-security-policy: default-src 'none';"), "{page}");
+    for shown in [
+        "<strong>accepting</strong>",
+        "&lt;relay &amp; co&gt;",
+        "bad_signature 7",
+        "held: sipsim.sms (topic_missing)",
+        "no &lt;broker&gt;",
+        "1 min 1 s",
+        "256.0 MiB of 1.0 GiB (25.0 %)",
+        "Answered 503, which may have lost events: memory 1",
+        "http-equiv=\"refresh\"",
+    ] {
+        assert!(page.contains(shown), "{shown:?} is not in {page}");
+    }
+    assert!(!page.contains("<script"));
+    relay.health.stopping();
+    assert!(relay.ask("GET /").await.contains("<strong>not accepting</strong> running: the relay is stopping"));
+}
+
+#[tokio::test]
+async fn more_connections_than_there_are_places_wait_their_turn() {
+    let relay = start().await;
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        silent.push(TcpStream::connect(relay.address).await.expect("the port listens"));
+    }
+    let asking = relay.status("GET /livez");
+    tokio::pin!(asking);
+    assert!(timeout(Duration::from_millis(200), &mut asking).await.is_err(), "every place is taken");
+    silent.clear();
+    assert_eq!(timeout(PATIENCE, asking).await.expect("a place"), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn healthcheck_tells_alive_from_ready_from_nobody() {
+    let relay = start().await;
+    let ask = async |ready| {
+        let address = relay.address;
+        tokio::task::spawn_blocking(move || healthcheck(address, ready)).await.expect("it ends")
+    };
+    assert!(ask(false).await);
+    assert!(!ask(true).await, "it does not listen yet");
+    relay.health.listening();
+    assert!(ask(true).await);
+    relay.serving.abort();
+    wait_until_gone(relay.address).await;
+    assert!(!ask(false).await);
+}
+
+async fn wait_until_gone(address: SocketAddr) {
+    let gone = async { while TcpStream::connect(address).await.is_ok() {} };
+    timeout(PATIENCE, gone).await.expect("the port is closed");
+}

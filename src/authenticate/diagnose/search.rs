@@ -1,0 +1,146 @@
+//! Which small change makes a signature right: the secret read otherwise, something else signed, the body written otherwise. One change at a
+//! time (and a timestamp in the other unit beside it), the cheap ones first.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+
+use super::Candidate;
+use super::rewrite;
+use crate::authenticate::keys::{feed, signer};
+use crate::secret::Secret;
+
+/// What made the signature right; all at their defaults: nothing had to be changed.
+#[derive(Default)]
+pub struct Found {
+    /// The index of the secret.
+    pub candidate: usize,
+    pub secret: Option<&'static str>,
+    pub framing: Option<&'static str>,
+    pub other_unit: bool,
+    pub body: Option<String>,
+}
+
+impl Found {
+    pub fn is_plain(&self) -> bool {
+        self.secret.is_none() && self.framing.is_none() && !self.other_unit && self.body.is_none()
+    }
+}
+
+/// The first change under which one of `candidates` made `mac`, those that count before the others.
+pub fn search(candidates: &[Candidate], mac: &[u8; 32], timestamp: &[u8], body: &[u8]) -> Option<Found> {
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by_key(|&index| !candidates[index].counts);
+    let is = |secret: &Secret, timestamp: &[u8], body: &[u8]| {
+        let mut attempt = signer(secret);
+        feed(&mut attempt, timestamp, body);
+        attempt.verify_slice(mac).is_ok()
+    };
+    let units = other_unit(timestamp);
+    for &candidate in &order {
+        let secret = candidates[candidate].secret;
+        if is(secret, timestamp, body) {
+            return Some(Found { candidate, ..Found::default() });
+        }
+        if units.as_ref().is_some_and(|other| is(secret, other, body)) {
+            return Some(Found { candidate, other_unit: true, ..Found::default() });
+        }
+    }
+    for &candidate in &order {
+        for (spoilt, how) in spoilt(candidates[candidate].secret) {
+            if is(&spoilt, timestamp, body) {
+                return Some(Found { candidate, secret: Some(how), ..Found::default() });
+            }
+        }
+        for (how, frame) in FRAMINGS {
+            let mut attempt = signer(candidates[candidate].secret);
+            frame(&mut attempt, timestamp, body);
+            if attempt.verify_slice(mac).is_ok() {
+                return Some(Found { candidate, framing: Some(how), ..Found::default() });
+            }
+        }
+    }
+    rewrite::rewritten(body, |rewritten, how| {
+        let candidate = *order.iter().find(|&&index| is(candidates[index].secret, timestamp, rewritten))?;
+        Some(Found { candidate, body: Some(how), ..Found::default() })
+    })
+}
+
+/// The same moment in milliseconds for seconds, and in seconds for milliseconds.
+fn other_unit(timestamp: &[u8]) -> Option<Vec<u8>> {
+    match timestamp.len() {
+        10 => Some([timestamp, b"000"].concat()),
+        13 => Some(timestamp[..10].to_vec()),
+        _ => None,
+    }
+}
+
+type Frame = fn(&mut Hmac<Sha256>, &[u8], &[u8]);
+
+/// What else is signed by those who did not read the documentation to the end.
+const FRAMINGS: [(&str, Frame); 5] = [
+    ("the body alone, without timestamp and dot", |mac, _, body| mac.update(body)),
+    ("timestamp and body without the dot", |mac, timestamp, body| {
+        mac.update(timestamp);
+        mac.update(body);
+    }),
+    ("the body, a dot and the timestamp, the wrong way round", |mac, timestamp, body| {
+        mac.update(body);
+        mac.update(b".");
+        mac.update(timestamp);
+    }),
+    ("timestamp and body with a colon between", |mac, timestamp, body| {
+        mac.update(timestamp);
+        mac.update(b":");
+        mac.update(body);
+    }),
+    ("the timestamp and a dot, without a body", |mac, timestamp, _| {
+        mac.update(timestamp);
+        mac.update(b".");
+    }),
+];
+
+/// The secret as it may have been meant, or as the signer may have read it.
+fn spoilt(secret: &Secret) -> Vec<(Secret, &'static str)> {
+    let raw = secret.expose();
+    let mut all = Vec::new();
+    let mut add = |bytes: Vec<u8>, how| {
+        // Neither as it is nor empty, which would be nobody's.
+        if bytes != raw && !bytes.is_empty() {
+            all.push((Secret::new(bytes), how));
+        }
+    };
+    let quoted = [b'"', b'\''].iter().find_map(|quote| raw.strip_prefix(&[*quote])?.strip_suffix(&[*quote]));
+    if let Some(bare) = quoted {
+        add(bare.to_vec(), "loses the quotes around it");
+    }
+    if let Some(bare) = raw.strip_prefix(b"\xef\xbb\xbf") {
+        add(bare.trim_ascii().to_vec(), "loses the byte order mark before it, which an editor put there");
+    }
+    if let Some(equals) = raw.iter().position(|byte| *byte == b'=') {
+        let value = raw[equals + 1..].trim_ascii();
+        let bare = value.iter().filter(|byte| !matches!(byte, b'"' | b'\'')).copied().collect();
+        add(bare, "is only what stands behind the equals sign");
+    }
+    if let Some(bare) = raw.strip_suffix(b"\\n") {
+        add(bare.to_vec(), "loses the backslash and n at its end");
+    }
+    if let Some(first) = raw.split(u8::is_ascii_whitespace).next() {
+        add(first.to_vec(), "is only its first word or line");
+    }
+    add([raw, b"\n"].concat(), "has a newline at its end for the signer, which took it for a part of the secret");
+    add(
+        [raw, b"\r\n"].concat(),
+        "has a carriage return and newline at its end for the signer, which took them for a part of the secret",
+    );
+    add([b"\"", raw, b"\""].concat(), "has quotes around it for the signer, which took them for a part of the secret");
+    if let Ok(bytes) = hex::decode(raw) {
+        add(bytes, "is decoded from hex by the signer, which it must not be");
+    }
+    if let Ok(bytes) = BASE64.decode(raw) {
+        add(bytes, "is decoded from base64 by the signer, which it must not be");
+    }
+    add(raw.to_ascii_lowercase(), "is in lower case");
+    all
+}

@@ -1,0 +1,256 @@
+//! `run`: opens the rooms in the order in which an event walks through them, and closes them so that nothing that was answered is lost.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::{logging, notice};
+use crate::admin::{Admin, Health, Outputs, Sources};
+use crate::authenticate::{Accounts, Verified, make_secret};
+use crate::clock;
+use crate::config::{self, Config, Loaded, Problems};
+use crate::ingress::{Ingress, Rooms, Serving};
+use crate::journal::{self, Journal, Options};
+use crate::metrics::Metrics;
+use crate::normalize::normalize;
+use crate::publish::{ConsoleWriter, Publisher};
+
+/// Recovered requests on their way to the journal.
+const RECOVERED_MAX: usize = 64;
+/// What the stop may take beside `shutdown.delay` and `shutdown.drain` (DESIGN §4: 2 s), less what ending the process takes.
+const STOP_SLACK: Duration = Duration::from_millis(1_800);
+/// Of that, for the journal to close its file.
+const CLOSE_MAX: Duration = Duration::from_millis(500);
+
+/// Runs the relay until SIGTERM or SIGINT. `Err` says why it could not start.
+pub fn run(file: Option<&Path>) -> Result<bool, String> {
+    let loaded = load(file)?;
+    let missing = loaded.missing();
+    if !missing.is_empty() {
+        return Err(Problems(missing).to_string());
+    }
+    let Loaded { config, file: read, warnings, .. } = loaded;
+    logging::start(&config.log);
+    for warning in warnings.iter().chain(&config::warnings(&config, std::io::IsTerminal::is_terminal(&std::io::stdout()))) {
+        warn!("{warning}");
+    }
+    match &read {
+        Some(file) => info!(config.file = %file.display(), "starting with {}", file.display()),
+        None => info!("starting without a configuration file; the defaults hold"),
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the asynchronous runtime: {error}"))?;
+    runtime.block_on(async {
+        // Before the ports listen: a signal that comes early is not the death of us.
+        let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let console: ConsoleWriter = Arc::new(|| Box::new(std::io::stdout()));
+        let relay = Relay::start(config, console).await?;
+        relay.greet();
+        let name = signals.end().await;
+        info!("{name}: stopping");
+        tokio::select! {
+            () = relay.stop() => {}
+            name = signals.end() => info!("{name} again: ending at once; what is pending stays in the journal"),
+        }
+        Ok::<(), String>(())
+    })?;
+    // Threads that hang in a stalled disk or a hung broker must not keep the process: what was answered is synced.
+    runtime.shutdown_background();
+    std::process::exit(0)
+}
+
+/// The configured `admin.listen`.
+pub fn admin_address(file: Option<&Path>) -> Result<SocketAddr, String> {
+    load(file).map(|loaded| loaded.config.admin.listen)
+}
+
+/// Loads the configuration of a command that needs one that is in order.
+pub fn load(file: Option<&Path>) -> Result<Loaded, String> {
+    config::load(file, std::env::vars_os()).map_err(|problems| format!("the configuration is not in order\n{problems}"))
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal that asks for the end.
+    async fn end(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => info!("SIGHUP: secrets and certificates are read anew within two seconds of each change anyway"),
+            }
+        }
+    }
+}
+
+/// A running relay.
+pub struct Relay {
+    config: Config,
+    secret_made: Option<PathBuf>,
+    journal: Journal,
+    writer: journal::Writer,
+    publisher: Publisher,
+    ingress: Serving<Journal>,
+    public: SocketAddr,
+    scheme: &'static str,
+    admin: SocketAddr,
+    health: Arc<Health>,
+    /// The admin port and the watch over secrets; they end with the relay.
+    tasks: JoinSet<()>,
+}
+
+impl Relay {
+    /// Opens all rooms. Neither a broker that is away nor a disk that fails stops it.
+    ///
+    /// # Errors
+    /// What an operator has to mend before the relay can do anything: a port that is taken, no secret, a journal that another relay holds.
+    pub async fn start(config: Config, console: ConsoleWriter) -> Result<Self, String> {
+        let metrics = Metrics::new(&config);
+        let secret_made = first_secret(&config)?;
+        let accounts = Arc::new(Accounts::open(&config, Arc::clone(&metrics)).map_err(|without| without.to_string())?);
+        let options = Options {
+            config: config.journal.clone(),
+            outputs: config.outputs.iter().map(|output| output.name.clone()).collect(),
+            discard: config.events.discard.clone(),
+            tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
+        };
+        let (journal, writer) = Journal::open(options, Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
+        let rooms = Rooms { accounts: Arc::clone(&accounts), extra: config.events.extra.clone(), journal: journal.clone() };
+        let ingress = Ingress::bind(&config.ingress, rooms, &metrics).await.map_err(|error| error.to_string())?;
+        let health = {
+            let journal = journal.clone();
+            Health::new(move || journal.health())
+        };
+        let outputs = Outputs::default();
+        let sources = Sources {
+            instance: config.instance.clone(),
+            started_at: clock::now(),
+            accounts: accounts.names().collect(),
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            rows: {
+                let journal = journal.clone();
+                Arc::new(move || journal.outputs())
+            },
+            outputs: outputs.clone(),
+            last_refused: Arc::new(|| None),
+        };
+        let admin = Admin::bind(&config.admin, sources).await.map_err(|error| error.to_string())?;
+        let publisher = Publisher::start(&config, &journal, &metrics, &outputs, &console)
+            .map_err(|error| format!("cannot start a thread: {error}"))?;
+        let (public, scheme, admin_address) = (ingress.address(), ingress.scheme(), admin.address());
+        let ingress = ingress.serve();
+        health.listening();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(admin.serve());
+        let (recovered, late) = mpsc::channel(RECOVERED_MAX);
+        tasks.spawn(Arc::clone(&accounts).watch(recovered));
+        tasks.spawn(take_in_late(late, config.events.extra.clone(), journal.clone(), metrics));
+        Ok(Self { config, secret_made, journal, writer, publisher, ingress, public, scheme, admin: admin_address, health, tasks })
+    }
+
+    pub fn public_addr(&self) -> SocketAddr {
+        self.public
+    }
+
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Tells a person what to do next.
+    fn greet(&self) {
+        let outputs: Vec<_> = self.config.outputs.iter().map(|output| output.name.as_str()).collect();
+        info!(
+            ingress.listen = %self.public, admin.listen = %self.admin,
+            "webhooks at {}://{}, published to {}; status page http://{}/, metrics http://{}/metrics",
+            self.scheme, self.public, outputs.join(" and "), self.admin, self.admin
+        );
+        if let Some(made) = &self.secret_made {
+            info!("a first secret was made in {}; SIPSIM's own goes beside it or in its place", made.display());
+        }
+        let Some(account) = self.config.accounts.first() else { return };
+        if let Some(file) = account.secrets.as_deref().and_then(a_secret_file) {
+            let program = std::env::args().next().unwrap_or_else(|| "sipsim-relay".into());
+            let url = format!("{}://{}{}", self.scheme, self.public, account.path);
+            notice(format_args!("to post one signed event:\n  {program} simulate --to {url} --secret-file {} --event test", file.display()));
+        }
+    }
+
+    /// Ends in order: unready first, still accepting for `shutdown.delay`; then no new requests, those that were read are answered, and what is
+    /// pending is published for `shutdown.drain`. Takes their sum and 2 s at the most, whatever the broker does.
+    pub async fn stop(self) {
+        self.health.stopping(); // Load balancers look elsewhere first,
+        self.ingress.close_after_answers(); // and are told so on each answer,
+        tokio::time::sleep(self.config.shutdown.delay).await; // while requests on their way are still taken.
+        let finishing = self.ingress.stop_accepting().await;
+        let _ = tokio::time::timeout(STOP_SLACK - CLOSE_MAX, finishing.finish_open_requests()).await;
+        let (publisher, drain) = (self.publisher, self.config.shutdown.drain);
+        let published = tokio::task::spawn_blocking(move || publisher.stop(drain));
+        let _ = tokio::time::timeout(drain + CLOSE_MAX / 2, published).await;
+        for row in self.journal.outputs() {
+            if row.counts.pending + row.counts.parked > 0 {
+                info!(output = row.name, events.pending = row.counts.pending, events.parked = row.counts.parked,
+                    "{}: {} events stay pending and {} parked in the journal; the next start goes on with them",
+                    row.name, row.counts.pending, row.counts.parked);
+            }
+        }
+        let writer = self.writer;
+        let closed = tokio::task::spawn_blocking(move || writer.stop());
+        let _ = tokio::time::timeout(CLOSE_MAX / 2, closed).await;
+        drop(self.tasks);
+        info!("stopped");
+    }
+}
+
+/// Requests that a secret which came later proved genuine: kept last in order, their 401 stands.
+async fn take_in_late(mut late: mpsc::Receiver<Verified>, extra: Vec<Arc<str>>, journal: Journal, metrics: Arc<Metrics>) {
+    while let Some(verified) = late.recv().await {
+        let account = verified.account.clone();
+        match journal.append(normalize(verified, &extra)).await {
+            Ok(receipt) if receipt.duplicate => {}
+            Ok(receipt) => {
+                metrics.accounts.recovered.with_label_values(&[account.as_str()]).inc();
+                info!(account.name = %account, event.id = %receipt.id, "a webhook that was refused is kept after all: a new secret proved it");
+            }
+            Err(error) => warn!(account.name = %account, "a refused webhook that a new secret proved could not be kept: {error:?}"),
+        }
+    }
+}
+
+/// On a first start with console output only, a secret is made, so that the relay can be tried at once. Towards a broker nothing is made up.
+fn first_secret(config: &Config) -> Result<Option<PathBuf>, String> {
+    let Some(file) = config.first_secret_file() else { return Ok(None) };
+    let folder = file.parent().unwrap_or(Path::new("."));
+    make_secret(folder).map(Some).map_err(|error| format!("cannot make a first secret in {}: {error}", folder.display()))
+}
+
+/// A secret's file, to name in a command: the path itself, or the first visible file of a folder.
+fn a_secret_file(path: &Path) -> Option<PathBuf> {
+    if !path.is_dir() {
+        return Some(path.to_owned());
+    }
+    let mut files: Vec<_> = std::fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.retain(|file| file.file_name().is_some_and(|name| !name.to_string_lossy().starts_with('.')));
+    files.into_iter().min()
+}

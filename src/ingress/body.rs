@@ -1,0 +1,95 @@
+//! Reading a request's body within its limits, and getting rid of what is left of one that was refused.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+
+use super::budget::{Budget, Reservation};
+use super::refusal::{Refusal, Unavailable};
+
+/// How much of a refused body is read and thrown away so that its sender, who may write all of it before reading, gets to see the answer
+/// instead of a reset. Twice the default `ingress.body_max`.
+pub const DRAIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The whole body, of at most `body_max` bytes. Its memory counts in `budget` until the last clone of the returned bytes is gone, wherever
+/// they are by then. A body that came in one frame is not copied.
+pub async fn read(incoming: &mut Incoming, body_max: usize, budget: &Arc<Budget>) -> Result<Bytes, Refusal> {
+    if incoming.size_hint().lower() > body_max as u64 {
+        return Err(Refusal::TooLarge);
+    }
+    let mut body = Collected { first: Bytes::new(), all: Vec::new(), reservation: budget.reserve() };
+    while !incoming.is_end_stream() {
+        let Some(frame) = incoming.frame().await else { break };
+        let frame = frame.map_err(|_| Refusal::BadRequest)?;
+        // What is not data is trailers, which mean nothing here.
+        if let Ok(data) = frame.into_data() {
+            body.add(data, body_max)?;
+        }
+    }
+    Ok(Bytes::from_owner(body))
+}
+
+/// What has arrived of a body, and the memory it was allowed.
+struct Collected {
+    first: Bytes,
+    /// Everything, once there is a second frame; it then grows with what really arrives, not with what was announced.
+    all: Vec<u8>,
+    reservation: Reservation,
+}
+
+impl Collected {
+    fn add(&mut self, data: Bytes, body_max: usize) -> Result<(), Refusal> {
+        if data.len() > body_max - self.as_ref().len() {
+            return Err(Refusal::TooLarge);
+        }
+        self.reservation.grow(data.len()).map_err(|_| Refusal::Unavailable(Unavailable::Memory))?;
+        if self.as_ref().is_empty() {
+            self.first = data;
+        } else {
+            if self.all.is_empty() {
+                self.all.extend_from_slice(&std::mem::take(&mut self.first));
+            }
+            self.all.extend_from_slice(&data);
+        }
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for Collected {
+    fn as_ref(&self) -> &[u8] {
+        if self.all.is_empty() { &self.first } else { &self.all }
+    }
+}
+
+/// What is left of a refused request's body. While it is polled, hyper goes on reading; when it is dropped early, hyper closes.
+pub struct Leftover {
+    incoming: Incoming,
+    bytes_left: u64,
+}
+
+impl Leftover {
+    pub fn new(incoming: Incoming) -> Self {
+        Self { incoming, bytes_left: DRAIN_BYTES_MAX }
+    }
+
+    /// Ready once there is nothing more to read, or no more is going to be read.
+    pub fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => {
+                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                    if length > self.bytes_left {
+                        return Poll::Ready(());
+                    }
+                    self.bytes_left -= length;
+                }
+                Poll::Ready(None | Some(Err(_))) => return Poll::Ready(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! One connection from its first byte to its last: hyper reads and writes it, and the [`Watched`] beside it knows what it is doing.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::door::{Door, Keep};
+use super::registry::{Order, Phase, Watched, lock};
+
+/// hyper's buffer for one connection, at least: the size of a large TLS record, a few times over, so that large bodies come in few pieces.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// What was wrong when hyper itself refused a request; it has answered 400, 414 or 431 by then, where it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// The head is over `ingress.headers_max`, or has more than hyper's 100 headers.
+    HeadTooLarge,
+    NotHttp,
+}
+
+/// hyper as it is for the public port.
+pub fn http(headers_max: usize) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // hyper's header timeout also runs while a connection idles between requests, which would cut a load balancer's pooled ones; our
+    // reader starts the deadline at a request's first byte instead. Without it hyper needs no timer.
+    http.header_read_timeout(None);
+    // A sender that closes its side after the request still waits for the answer.
+    http.half_close(true);
+    http.max_header_size(headers_max);
+    http.max_buf_size(BUFFER_BYTES.max(headers_max));
+    http
+}
+
+/// Serves a connection to its end. Errors of the line concern nobody but the peer; what hyper refused is given back, to be counted.
+pub async fn serve<S, K>(
+    http: &http1::Builder,
+    stream: S,
+    watched: &Arc<Watched>,
+    door: &Arc<Door<K>>,
+) -> Option<Malformed>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    K: Keep,
+{
+    let service = service_fn(|request| {
+        let (door, watched) = (Arc::clone(door), Arc::clone(watched));
+        async move { Ok::<_, Infallible>(door.answer(&watched, request).await) }
+    });
+    let io = TokioIo::new(Noticed { stream, watched: Arc::clone(watched) });
+    let mut connection = http.serve_connection(io, service);
+    let mut is_finishing = false;
+    let ended = poll_fn(|cx| {
+        loop {
+            // The connection goes first: what has already come is read before an order is looked at.
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(Some(ended));
+            }
+            if is_finishing && watched.is_waiting() {
+                return Poll::Ready(None); // For hyper an empty line before the first request is one under way.
+            }
+            poll_leftover(watched, cx);
+            let order = ready!(watched.poll_order(cx));
+            // A head that was late may have become a whole request while the order was on its way. That one is answered.
+            if order == Order::Drop && !watched.is_serving() {
+                return Poll::Ready(None);
+            }
+            is_finishing = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+    })
+    .await;
+    let malformed = match &ended {
+        None => return None,
+        Some(Err(error)) if error.is_parse_too_large() => Some(Malformed::HeadTooLarge),
+        Some(Err(error)) if error.is_parse() => Some(Malformed::NotHttp),
+        Some(Err(_)) => return None,
+        Some(Ok(())) => None,
+    };
+    watched.enter(Phase::Linger);
+    door.tell_ended();
+    let mut stream = connection.into_parts().io.into_inner().stream;
+    linger(&mut stream, watched).await;
+    malformed
+}
+
+/// Throws away what is left of a refused body. Once it is dropped, hyper goes on to the next request, or closes.
+fn poll_leftover(watched: &Watched, cx: &mut Context<'_>) {
+    let mut leftover = lock(&watched.leftover);
+    if leftover.as_mut().is_some_and(|leftover| leftover.poll_drained(cx).is_ready()) {
+        *leftover = None;
+        if watched.phase() == Phase::Drain {
+            watched.enter(Phase::Idle);
+        }
+    }
+}
+
+/// Reads until the peer closes too. To close with bytes unread would send a reset, which can destroy the answer on its way.
+async fn linger<S: AsyncRead + Unpin>(stream: &mut S, watched: &Watched) {
+    let mut thrown_away = [0; 4096];
+    poll_fn(|cx| {
+        loop {
+            if watched.poll_order(cx) == Poll::Ready(Order::Drop) {
+                return Poll::Ready(());
+            }
+            let mut buffer = ReadBuf::new(&mut thrown_away);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    })
+    .await;
+}
+
+/// A stream that tells its [`Watched`] when bytes come, and when the peer does not take ours.
+struct Noticed<S> {
+    stream: S,
+    watched: Arc<Watched>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Noticed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            self.watched.bytes_read(&buffer.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Noticed<S> {
+    fn notice<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.watched.stalled(written.is_pending());
+        written
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Noticed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.notice(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.notice(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.notice(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.notice(shut)
+    }
+}

@@ -1,0 +1,200 @@
+//! The way in, from a request's head to the journal's receipt, and what is counted and logged of it.
+//!
+//! Where the ingress touches the other rooms is in this file, and in `refusal.rs`, which knows their errors.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, EXPECT, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::body::{self, DRAIN_BYTES_MAX, Leftover};
+use super::budget::Budget;
+use super::connection::Malformed;
+use super::refusal::{Answer, Refusal, Unavailable, accepted};
+use super::registry::{Registry, Watched};
+use super::tally::Tally;
+use crate::authenticate::Accounts;
+use crate::clock;
+use crate::config::AccountName;
+use crate::journal::{AppendError, Journal, Receipt};
+use crate::normalize::{Event, normalize};
+
+/// Where events are kept. The journal is the only one; tests script its answers.
+pub trait Keep: Send + Sync + 'static {
+    fn append(&self, event: Event) -> impl Future<Output = Result<Receipt, AppendError>> + Send;
+}
+
+impl Keep for Journal {
+    fn append(&self, event: Event) -> impl Future<Output = Result<Receipt, AppendError>> + Send {
+        Journal::append(self, event)
+    }
+}
+
+/// The rooms behind the door, in the order in which a request walks through them.
+pub struct Rooms<K = Journal> {
+    pub accounts: Arc<Accounts>,
+    /// `events.extra`.
+    pub extra: Vec<Arc<str>>,
+    pub journal: K,
+}
+
+/// What bounds one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub body_max: usize,
+    pub deadline: Duration,
+}
+
+/// How far the stop has come.
+#[derive(Default)]
+pub struct Stopping {
+    /// Every answer says that it is the last on its connection.
+    answers_close: AtomicBool,
+    /// Bodies still on their way are no longer waited for.
+    is_cutting: AtomicBool,
+    cut: Notify,
+}
+
+impl Stopping {
+    pub fn close_after_answers(&self) {
+        self.answers_close.store(true, Ordering::Relaxed);
+    }
+
+    pub fn cut_bodies(&self) {
+        self.is_cutting.store(true, Ordering::Release);
+        self.cut.notify_waiters();
+    }
+
+    async fn bodies_cut(&self) {
+        // Made before the flag is looked at: a `Notified` hears of every notification since it was made.
+        let cut = self.cut.notified();
+        if !self.is_cutting.load(Ordering::Acquire) {
+            cut.await;
+        }
+    }
+}
+
+/// What stands between a connection and the rooms.
+pub struct Door<K> {
+    pub rooms: Rooms<K>,
+    pub limits: Limits,
+    pub budget: Arc<Budget>,
+    pub tally: Tally,
+    pub stopping: Stopping,
+    pub registry: Arc<Registry>,
+}
+
+/// A request on its way in.
+struct Arrival {
+    head: Parts,
+    body: Incoming,
+    deadline: Instant,
+    /// Whose path it came to; from then on its answer counts for that account.
+    account: Option<AccountName>,
+}
+
+impl<K: Keep> Door<K> {
+    /// The whole way in. Each line may refuse; only the last can promise.
+    async fn take_in(&self, arrival: &mut Arrival) -> Result<Receipt, Refusal> {
+        // A size over `ingress.headers_max` does not come this far: hyper has answered 431.
+        let account = self.rooms.accounts.by_path(arrival.head.uri.path()).ok_or(Refusal::NotFound)?;
+        if arrival.head.method != Method::POST {
+            return Err(Refusal::Method);
+        }
+        arrival.account = Some(account.name().clone());
+        let claims = account.claims(&arrival.head.headers)?; // Presence and form, before any body.
+        let body = self.read(arrival).await?;
+        let now = clock::now();
+        let event = unless_panicking(|| {
+            let verified = claims.with_body(body, now).verify(now)?;
+            Ok(normalize(verified, &self.rooms.extra)) // Cannot fail: DESIGN §1.3.
+        })?;
+        let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
+        Ok(kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??)
+    }
+
+    async fn read(&self, arrival: &mut Arrival) -> Result<bytes::Bytes, Refusal> {
+        let read = body::read(&mut arrival.body, self.limits.body_max, &self.budget);
+        let read = timeout_at(arrival.deadline, read);
+        tokio::select! {
+            biased;
+            read = read => read.map_err(|_late| Refusal::TooSlow)?,
+            () = self.stopping.bodies_cut() => Err(Refusal::Unavailable(Unavailable::ShuttingDown)),
+        }
+    }
+
+    /// Answers one request, whatever happens to it, within the deadline from its first byte.
+    pub async fn answer(&self, connection: &Watched, request: Request<Incoming>) -> Answer {
+        let first_byte = connection.request_began();
+        let (head, body) = request.into_parts();
+        let mut arrival = Arrival { head, body, deadline: first_byte + self.limits.deadline, account: None };
+        let taken_in = self.take_in(&mut arrival).await;
+        let (mut answer, leftover) = match &taken_in {
+            Ok(receipt) => (accepted(receipt), None),
+            Err(refusal) => {
+                let mut answer = refusal.answer();
+                let (leftover, is_last) = rest_of(arrival.body, &arrival.head, *refusal);
+                if is_last {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                (answer, leftover)
+            }
+        };
+        if self.stopping.answers_close.load(Ordering::Relaxed) {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.tally.count(arrival.account.as_ref(), &taken_in, first_byte.elapsed());
+        connection.answered(leftover);
+        answer
+    }
+
+    /// hyper itself refused a request, and answered it if it could.
+    pub fn count_malformed(&self, malformed: Malformed) {
+        self.tally.count_malformed(malformed);
+    }
+
+    /// A connection has said its last.
+    pub fn tell_ended(&self) {
+        self.registry.tell_ended();
+    }
+}
+
+/// What becomes of the rest of a refused request's body, and whether the answer is the last on its connection.
+fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>, bool) {
+    if body.is_end_stream() {
+        return (None, false);
+    }
+    // Who asked before sending, and is refused, may or may not send; what comes next on this connection cannot be known.
+    let asked_first = head.headers.contains_key(EXPECT);
+    let is_given_up =
+        matches!(refusal, Refusal::BadRequest | Refusal::TooSlow | Refusal::Unavailable(Unavailable::ShuttingDown));
+    if asked_first || is_given_up {
+        return (None, true);
+    }
+    let is_too_long = body.size_hint().lower() > DRAIN_BYTES_MAX;
+    (Some(Leftover::new(body)), is_too_long)
+}
+
+/// Runs pure work on one request. A panic in it is that request's alone.
+fn unless_panicking<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    // Nothing of the work is used after a panic: what it owned is gone with it, and the rest it only reads.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Refusal::Unavailable(Unavailable::Panic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_on_one_event_is_an_answer() {
+        let refused = unless_panicking(|| -> Result<(), Refusal> { panic!("on purpose, by a test") });
+        assert_eq!(refused, Err(Refusal::Unavailable(Unavailable::Panic)));
+    }
+}

@@ -1,0 +1,124 @@
+//! What is counted of each answer, and what the log says of refusals: the first of a kind at once, then how many a minute, so that no
+//! sender can fill a log.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use tracing::warn;
+
+use super::connection::Malformed;
+use super::refusal::Refusal;
+use super::registry::lock;
+use crate::config::AccountName;
+use crate::journal::Receipt;
+use crate::metrics::{Metrics, OUTCOMES};
+
+pub struct Tally {
+    metrics: Arc<Metrics>,
+    /// Looked up once: finding a series by its labels for every answer would cost more than counting.
+    accounts: HashMap<AccountName, Outcomes>,
+    /// By account and reason: how many since the log last spoke of them. Both are closed sets.
+    unlogged: Mutex<HashMap<(Option<AccountName>, &'static str), Refused>>,
+}
+
+/// An account's counters, in the order of [`OUTCOMES`].
+struct Outcomes([IntCounter; OUTCOMES.len()]);
+
+impl Outcomes {
+    fn count(&self, outcome: &str) {
+        if let Some(at) = OUTCOMES.iter().position(|name| *name == outcome) {
+            self.0[at].inc();
+        }
+    }
+}
+
+struct Refused {
+    count: u64,
+    advice: &'static str,
+}
+
+impl Tally {
+    pub fn new(metrics: Arc<Metrics>, accounts: impl IntoIterator<Item = AccountName>) -> Self {
+        let counters = |account: &AccountName| {
+            Outcomes(OUTCOMES.map(|outcome| metrics.ingress.webhooks.with_label_values(&[account.as_str(), outcome])))
+        };
+        let accounts = accounts.into_iter().map(|account| (account.clone(), counters(&account))).collect();
+        Self { metrics, accounts, unlogged: Mutex::default() }
+    }
+
+    /// Counts one answer. `account` is `None` for what is no webhook.
+    pub fn count(&self, account: Option<&AccountName>, taken_in: &Result<Receipt, Refusal>, duration: Duration) {
+        let outcome = match taken_in {
+            Ok(receipt) if receipt.duplicate => "duplicate",
+            Ok(_) => "accepted",
+            Err(Refusal::Unavailable(unavailable)) => {
+                self.metrics.ingress.unavailable.with_label_values(&[unavailable.reason()]).inc();
+                "unavailable"
+            }
+            Err(refusal @ (Refusal::NotFound | Refusal::Method | Refusal::BadRequest)) => {
+                self.metrics.ingress.http_refused.with_label_values(&[refusal.reason()]).inc();
+                self.log(account, refusal.reason(), refusal.advice());
+                return;
+            }
+            Err(refusal @ (Refusal::Unproved(_) | Refusal::TooLarge | Refusal::TooSlow)) => refusal.reason(),
+        };
+        if let Some(outcomes) = account.and_then(|account| self.accounts.get(account)) {
+            outcomes.count(outcome);
+        }
+        self.metrics.ingress.duration.observe(duration.as_secs_f64());
+        if let Err(refusal) = taken_in {
+            self.log(account, refusal.reason(), refusal.advice());
+        }
+    }
+
+    /// Counts what hyper refused.
+    pub fn count_malformed(&self, malformed: Malformed) {
+        let (reason, advice) = match malformed {
+            Malformed::HeadTooLarge => ("headers", "its headers are over ingress.headers_max, or more than 100"),
+            Malformed::NotHttp => {
+                ("bad_request", "it is not HTTP/1.1; HTTPS or HTTP/2 sent to a plain port looks like this")
+            }
+        };
+        self.metrics.ingress.http_refused.with_label_values(&[reason]).inc();
+        self.log(None, reason, advice);
+    }
+
+    fn log(&self, account: Option<&AccountName>, reason: &'static str, advice: &'static str) {
+        let mut unlogged = lock(&self.unlogged);
+        if let Some(refused) = unlogged.get_mut(&(account.cloned(), reason)) {
+            refused.count += 1;
+            return;
+        }
+        unlogged.insert((account.cloned(), reason), Refused { count: 0, advice });
+        drop(unlogged);
+        match account {
+            Some(account) => {
+                warn!(account.name = %account, reason, "refused a webhook for {account}: {reason}: {advice}; more of these are counted by the minute");
+            }
+            None => warn!(reason, "refused a request: {reason}: {advice}; more of these are counted by the minute"),
+        }
+    }
+
+    /// Says what the last minute refused beyond what was logged at once. To be called once a minute.
+    pub fn log_minute(&self) {
+        // A kind that did not come again is forgotten, so that its next one is logged at once.
+        let mut unlogged = lock(&self.unlogged);
+        unlogged.retain(|_, refused| refused.count > 0);
+        let minute: Vec<_> = unlogged
+            .iter_mut()
+            .map(|((account, reason), refused)| {
+                (account.clone(), *reason, refused.advice, std::mem::take(&mut refused.count))
+            })
+            .collect();
+        drop(unlogged);
+        for (account, reason, advice, count) in minute {
+            let account = account.as_ref().map_or("-", AccountName::as_str);
+            warn!(
+                account.name = account,
+                reason, count, "refused {count} more within a minute (account {account}): {reason}: {advice}"
+            );
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The journal's file: its lock, its making, its opening, and what is done with one that cannot be read.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::clock::Timestamp;
+
+/// "sprj" in ASCII: tells our files from other programs' SQLite files.
+const APPLICATION_ID: i32 = 0x7370_726a;
+/// The tables of `schema.sql`. A file of a higher format can be read by us if its `readable_by` is not higher than this.
+const FORMAT: i64 = 1;
+/// As good as any other size for rows of half a kilobyte (DESIGN §8).
+const PAGE_BYTES: u32 = 8192;
+/// The write-ahead log is cut back to this once it has been checkpointed: 64 MiB is eight times what an automatic checkpoint leaves.
+const WAL_KEPT_BYTES: i64 = 64 << 20;
+/// How long one connection waits for another's short write.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process has the journal. Waiting does not help while it lives.
+    Locked(PathBuf),
+    /// The folder or file may not be used by this user.
+    Forbidden(PathBuf, io::Error),
+    /// The disk: it may recover.
+    Disk(String),
+    /// Not a journal that this version can read; to be set aside.
+    Unreadable(String),
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Locked(path) => write!(
+                f,
+                "{}: another relay or drain holds this journal; stop it first, or give this one its own journal.path",
+                path.display()
+            ),
+            Self::Forbidden(path, error) => {
+                write!(f, "{}: {error}; make it writable for the user of the relay, or change journal.path", path.display())
+            }
+            Self::Disk(text) | Self::Unreadable(text) => f.write_str(text),
+        }
+    }
+}
+
+/// The exclusive right to write the journal, held until dropped, or until the process ends however it ends.
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Takes the lock beside the journal; makes the folder (0700) if it is missing.
+pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
+    let folder = folder(journal);
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io_error(folder, error))?;
+    let path = journal.with_extension("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| io_error(&path, error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Lock { _file: file }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(path)),
+        Err(error) => Err(io_error(&path, error.into())),
+    }
+}
+
+/// Opens the journal for its one writer, making it if it is missing, for the holder of its lock.
+pub(super) fn open(journal: &Path, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
+    if !journal.exists() {
+        // SQLite gives its side files the mode of the main one, so this makes all of them 0600.
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(journal).map_err(|e| io_error(journal, e))?;
+    }
+    let db = connect(journal).map_err(|error| sqlite_error(journal, &error))?;
+    prepare(&db, now).map_err(|error| match error {
+        PrepareError::Sqlite(error) => sqlite_error(journal, &error),
+        PrepareError::Unreadable(text) => OpenError::Unreadable(text),
+    })?;
+    Ok(db)
+}
+
+/// A second connection, which only reads.
+pub(super) fn open_reader(journal: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(journal, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "query_only", true)?;
+    db.set_prepared_statement_cache_capacity(64);
+    // What a crash left in the write-ahead log is the writer's to recover.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(db)
+}
+
+/// Gives an unreadable file (and its log) a dated name beside its old one, where it is kept for a person or `drain` to look at.
+pub(super) fn set_aside(journal: &Path, now: Timestamp) -> io::Result<PathBuf> {
+    let date: String = now.rfc3339().chars().take(19).filter(char::is_ascii_alphanumeric).collect();
+    let base = journal.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut aside = journal.with_file_name(format!("{base}.set-aside-{date}"));
+    for again in 1.. {
+        if !aside.exists() {
+            break;
+        }
+        aside = journal.with_file_name(format!("{base}.set-aside-{date}-{again}"));
+    }
+    for suffix in ["-wal", "-shm"] {
+        let side = with_suffix(journal, suffix);
+        if side.exists() {
+            std::fs::rename(&side, with_suffix(&aside, suffix))?;
+        }
+    }
+    std::fs::rename(journal, &aside)?;
+    File::open(folder(journal))?.sync_all()?;
+    Ok(aside)
+}
+
+/// How many files were set aside and still lie beside the journal.
+pub(super) fn count_set_aside(journal: &Path) -> usize {
+    let prefix = format!("{}.set-aside-", journal.file_name().unwrap_or_default().to_string_lossy());
+    let Ok(entries) = std::fs::read_dir(folder(journal)) else { return 0 };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm"))
+        .count()
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+pub(super) fn folder(journal: &Path) -> &Path {
+    match journal.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn connect(journal: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(journal, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "page_size", PAGE_BYTES)?;
+    db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    // A commit returns when it is synced; a reader sees it only after that (SQLite syncs the log before it moves the log's index on).
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES)?;
+    db.pragma_update(None, "temp_store", "MEMORY")?;
+    // After a failed write the log holds what nobody promised; closing must not copy it into the file.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    db.set_prepared_statement_cache_capacity(64);
+    Ok(db)
+}
+
+enum PrepareError {
+    Sqlite(rusqlite::Error),
+    Unreadable(String),
+}
+
+impl From<rusqlite::Error> for PrepareError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+/// Makes the tables of a new file; of an old one, makes sure that this version can read it.
+fn prepare(db: &Connection, now: Timestamp) -> Result<(), PrepareError> {
+    let application: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        let made = create(db, now).and_then(|()| db.execute_batch("COMMIT"));
+        if made.is_err() {
+            let _ = db.execute_batch("ROLLBACK"); // The error that counts is the one we have.
+        }
+        return Ok(made?);
+    }
+    if application != APPLICATION_ID {
+        return Err(PrepareError::Unreadable("it is another program's SQLite file".into()));
+    }
+    let readable_by: Option<String> =
+        db.query_row("SELECT value FROM meta WHERE name = 'readable_by'", [], |row| row.get(0)).optional()?;
+    match readable_by.and_then(|text| text.parse::<i64>().ok()) {
+        Some(format) if format <= FORMAT => {}
+        _ => {
+            let by: Option<String> =
+                db.query_row("SELECT value FROM meta WHERE name = 'written_by'", [], |row| row.get(0)).optional()?;
+            let by = by.unwrap_or_else(|| "an unknown version".into());
+            return Err(PrepareError::Unreadable(format!("it was written by {by}, which this version cannot read")));
+        }
+    }
+    db.execute("UPDATE meta SET value = ? WHERE name = 'written_by' AND value <> ?1", [env!("CARGO_PKG_VERSION")])?;
+    Ok(())
+}
+
+fn create(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+    db.pragma_update(None, "application_id", APPLICATION_ID)?;
+    db.pragma_update(None, "user_version", FORMAT)?;
+    db.execute_batch(include_str!("schema.sql"))?;
+    let mut random = [0; 8];
+    if getrandom::fill(&mut random).is_err() {
+        // Without a source of randomness the moment alone has to tell this journal from others.
+        random = now.as_micros().to_le_bytes();
+    }
+    let mut insert = db.prepare("INSERT INTO meta (name, value) VALUES (?, ?)")?;
+    insert.execute(["journal_id", &hex::encode(random)])?;
+    insert.execute(["written_by", env!("CARGO_PKG_VERSION")])?;
+    insert.execute(["readable_by", &FORMAT.to_string()])?;
+    insert.execute(["sequence_floor", "0"])?;
+    Ok(())
+}
+
+fn io_error(path: &Path, error: io::Error) -> OpenError {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => OpenError::Forbidden(path.to_owned(), error),
+        _ => OpenError::Disk(format!("{}: {error}", path.display())),
+    }
+}
+
+fn sqlite_error(path: &Path, error: &rusqlite::Error) -> OpenError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Unreadable("it is corrupt".into()),
+        Some(ErrorCode::PermissionDenied) => {
+            OpenError::Forbidden(path.to_owned(), io::Error::from(io::ErrorKind::PermissionDenied))
+        }
+        _ => OpenError::Disk(format!("{}: {error}", path.display())),
+    }
+}

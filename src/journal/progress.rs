@@ -1,0 +1,196 @@
+//! What an output tells the journal, and how the tables take it: rows, cursor, trail and ledger move in one transaction.
+
+use rusqlite::{Connection, params};
+
+use super::{Kept, OutputRow};
+use crate::clock::Timestamp;
+use crate::config::AccountName;
+use crate::normalize::{EventId, EventName};
+use crate::publish::Place;
+
+/// What happened at one output since it last said so.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The output's number.
+    pub output: u32,
+    /// Counts up from the last one that the journal has of this output ([`OutputRow::progress`]).
+    pub number: u64,
+    /// Where its cursor may stand now.
+    pub cursor: u64,
+    /// Events that need no more sending.
+    pub settled: Vec<Settlement>,
+    /// Pending events that get a row of their own, so that the cursor can pass them.
+    pub held: Vec<Apart>,
+    /// Parked events that failed again: when to try next.
+    pub retried: Vec<Apart>,
+    /// Held rows whose topic has another name now: sequence and new lane.
+    pub renamed: Vec<(u64, String)>,
+    /// By which routes the lanes are named now, if that changed.
+    pub routes: Option<String>,
+}
+
+/// One event that stands apart from the cursor.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    pub sequence: u64,
+    pub lane: String,
+    pub reason: Option<&'static str>,
+    pub attempts: u32,
+    pub next_at: Timestamp,
+}
+
+/// The end of one event at one output, with what the trail keeps of it.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    pub sequence: u64,
+    pub outcome: Outcome,
+    pub at: Timestamp,
+    pub lane: String,
+    /// Was parked before, so that its place in the ledger is not `pending`.
+    pub was_parked: bool,
+    /// Has a row in `apart`, to be deleted.
+    pub has_row: bool,
+    /// `None` for a row whose content is corrupt: then nothing is known of the event.
+    pub event: Option<About>,
+}
+
+/// What the trail keeps of an event: no content.
+#[derive(Clone, Debug)]
+pub struct About {
+    pub account: AccountName,
+    pub id: EventId,
+    pub name: EventName,
+    pub subject: Option<String>,
+    pub received_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Published(Place),
+    /// With the reason of `events_parked_total`, and when to try again.
+    Parked { reason: &'static str, detail: String, next_at: Timestamp },
+}
+
+impl Progress {
+    pub fn is_empty(&self) -> bool {
+        self.settled.is_empty() && self.held.is_empty() && self.retried.is_empty() && self.renamed.is_empty() && self.routes.is_none()
+    }
+}
+
+/// Writes one output's progress into the transaction under way, and its new counts into `row`.
+pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, kept: &Kept, now: Timestamp) -> rusqlite::Result<()> {
+    hold(db, progress, now)?;
+    for settlement in &progress.settled {
+        settle(db, progress.output, settlement, row, now)?;
+        trail(db, settlement, &row.name, kept)?;
+    }
+    let mut retry = db.prepare_cached(
+        "UPDATE apart SET attempts = ?, next_at = ?, reason = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
+    )?;
+    for apart in &progress.retried {
+        retry.execute(params![
+            apart.attempts,
+            apart.next_at.as_micros(),
+            apart.reason,
+            progress.output,
+            apart.sequence as i64
+        ])?;
+    }
+    let mut rename =
+        db.prepare_cached("UPDATE apart SET lane = ? WHERE output = ? AND sequence = ? AND state = 'held'")?;
+    for (sequence, lane) in &progress.renamed {
+        rename.execute(params![lane, progress.output, *sequence as i64])?;
+    }
+    if let Some(routes) = &progress.routes {
+        db.execute("UPDATE outputs SET routes = ? WHERE number = ?", params![routes, progress.output])?;
+        row.routes.clone_from(routes);
+    }
+    row.cursor = row.cursor.max(progress.cursor);
+    row.progress = progress.number;
+    Ok(())
+}
+
+/// Writes the place and the counts of an output.
+pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
+    let mut update = db.prepare_cached(
+        "UPDATE outputs SET cursor = ?, accepted = ?, published = ?, pending = ?, parked = ?, discarded = ?, progress = ? \
+         WHERE number = ?",
+    )?;
+    let c = &row.counts;
+    update.execute(params![row.cursor as i64, c.accepted, c.published, c.pending, c.parked, c.discarded, row.progress as i64, row.number])?;
+    Ok(())
+}
+
+fn hold(db: &Connection, progress: &Progress, now: Timestamp) -> rusqlite::Result<()> {
+    let mut insert = db.prepare_cached(
+        "INSERT OR REPLACE INTO apart (output, state, lane, sequence, since, reason, attempts, next_at) \
+         VALUES (?, 'held', ?, ?, ?, ?, 0, 0)",
+    )?;
+    for apart in &progress.held {
+        insert.execute(params![progress.output, apart.lane, apart.sequence as i64, now.as_micros(), apart.reason])?;
+    }
+    Ok(())
+}
+
+fn settle(
+    db: &Connection,
+    output: u32,
+    settlement: &Settlement,
+    row: &mut OutputRow,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    if settlement.has_row {
+        let mut delete = db.prepare_cached("DELETE FROM apart WHERE sequence = ? AND output = ?")?;
+        delete.execute(params![settlement.sequence as i64, output])?;
+    }
+    *(if settlement.was_parked { &mut row.counts.parked } else { &mut row.counts.pending }) -= 1;
+    match &settlement.outcome {
+        Outcome::Published(_) => row.counts.published += 1,
+        Outcome::Parked { reason, next_at, .. } => {
+            row.counts.parked += 1;
+            let mut insert = db.prepare_cached(
+                "INSERT OR REPLACE INTO apart (output, state, lane, sequence, since, reason, attempts, next_at) \
+                 VALUES (?, 'parked', ?, ?, ?, ?, 1, ?)",
+            )?;
+            insert.execute(params![
+                output,
+                settlement.lane,
+                settlement.sequence as i64,
+                now.as_micros(),
+                reason,
+                next_at.as_micros()
+            ])?;
+        }
+    }
+    Ok(())
+}
+
+fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
+    let Some(about) = &settlement.event else { return Ok(()) };
+    let (state, partition, offset, reason) = match &settlement.outcome {
+        Outcome::Published(Place::Kafka { partition, offset }) => ("published", Some(*partition), Some(*offset), None),
+        Outcome::Published(Place::Confirmed) => ("published", None, None, None),
+        Outcome::Parked { reason, detail, .. } => ("parked", None, None, Some(format!("{reason}: {detail}"))),
+    };
+    let mut insert = db.prepare_cached(
+        "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
+         \"offset\", reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    insert.execute(params![
+        settlement.at.as_micros(),
+        settlement.sequence as i64,
+        output,
+        state,
+        about.account.as_str(),
+        &about.id.0[..],
+        about.name.as_str(),
+        about.subject,
+        about.received_at.as_micros(),
+        kept.at(settlement.sequence).map(Timestamp::as_micros),
+        settlement.lane,
+        partition,
+        offset,
+        reason
+    ])?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Reading back: short transactions over a connection of one's own, so that the log can always be checkpointed.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::row::{self, Read};
+use super::{file, ledger};
+use crate::clock::Timestamp;
+
+/// A second connection to the journal, for one thread. It opens when it is first used and again after an error.
+pub struct Reader {
+    path: PathBuf,
+    db: Option<Connection>,
+}
+
+/// A parked event that is due to be tried again.
+#[derive(Debug)]
+pub struct ApartRow {
+    pub lane: String,
+    pub attempts: u32,
+    pub read: Read,
+}
+
+impl Reader {
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), db: None }
+    }
+
+    fn with<T>(&mut self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => file::open_reader(&self.path)?,
+        };
+        let result = read(&db)?;
+        self.db = Some(db); // Not after an error: the next use opens anew.
+        Ok(result)
+    }
+
+    /// Up to `limit` events behind `after` and up to `through`, in order, of at most `bytes` unless the first alone is larger.
+    pub fn events(&mut self, after: u64, through: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+        self.with(|db| {
+            let sql = format!(
+                "SELECT {} FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
+                row::COLUMNS
+            );
+            let mut select = db.prepare_cached(&sql)?;
+            let through = i64::try_from(through).unwrap_or(i64::MAX);
+            take(select.query(params![after as i64, through, limit])?, bytes)
+        })
+    }
+
+    /// The lanes of an output that have held events.
+    pub fn held_lanes(&mut self, output: u32) -> rusqlite::Result<Vec<String>> {
+        self.with(|db| {
+            // One look-up a lane, however many events each holds.
+            let mut select =
+                db.prepare_cached("SELECT min(lane) FROM apart WHERE output = ? AND state = 'held' AND lane > ?")?;
+            let mut lanes = Vec::new();
+            let mut last = String::new();
+            while let Some(lane) = select.query_row(params![output, last], |row| row.get::<_, Option<String>>(0))? {
+                last.clone_from(&lane);
+                lanes.push(lane);
+            }
+            Ok(lanes)
+        })
+    }
+
+    /// Up to `limit` held events of a lane behind `after`, in order.
+    pub fn held(&mut self, output: u32, lane: &str, after: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+        self.with(|db| {
+            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
+            let sql = format!(
+                "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
+                 WHERE output = ? AND state = 'held' AND lane = ? AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
+            );
+            let mut select = db.prepare_cached(&sql)?;
+            take(select.query(params![output, lane, after as i64, limit])?, bytes)
+        })
+    }
+
+    /// Parked events whose time to be tried again has come.
+    pub fn parked_due(&mut self, output: u32, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<ApartRow>> {
+        self.with(|db| {
+            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
+            let sql = format!(
+                "SELECT {columns}, lane, attempts FROM apart JOIN events ON events.sequence = apart.sequence \
+                 WHERE output = ? AND state = 'parked' AND next_at <= ? LIMIT ?"
+            );
+            let mut select = db.prepare_cached(&sql)?;
+            let rows = select.query_map(params![output, now.as_micros(), limit], |row| {
+                Ok(ApartRow { read: row::read(row)?, lane: row.get("lane")?, attempts: row.get("attempts")? })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// When the oldest event that is neither confirmed nor parked came in.
+    pub fn oldest_pending(&mut self, output: u32) -> rusqlite::Result<Option<Timestamp>> {
+        let lanes = self.held_lanes(output)?;
+        self.with(|db| {
+            let Some(row) = ledger::read(db)?.into_iter().find(|row| row.number == output) else { return Ok(None) };
+            let mut oldest = None;
+            if let Some((after, through)) = row.owed_after(row.cursor) {
+                let mut select = db.prepare_cached(
+                    "SELECT received_at FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 1",
+                )?;
+                oldest = select.query_row(params![after as i64, through as i64], |row| row.get::<_, i64>(0)).optional()?;
+            }
+            let mut select = db.prepare_cached(
+                "SELECT received_at FROM apart JOIN events ON events.sequence = apart.sequence \
+                 WHERE output = ? AND state = 'held' AND lane = ? ORDER BY apart.sequence LIMIT 1",
+            )?;
+            for lane in lanes {
+                let held: Option<i64> = select.query_row(params![output, lane], |row| row.get(0)).optional()?;
+                oldest = [oldest, held].into_iter().flatten().min();
+            }
+            Ok(oldest.map(Timestamp::from_micros))
+        })
+    }
+
+    /// Held rows of an output in steps: lane and event behind a sequence, for naming the lanes anew.
+    pub fn held_after(&mut self, output: u32, after: u64, limit: usize) -> rusqlite::Result<Vec<(String, Read)>> {
+        self.with(|db| {
+            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
+            let sql = format!(
+                "SELECT {columns}, lane FROM apart INDEXED BY apart_by_sequence JOIN events ON events.sequence = apart.sequence \
+                 WHERE output = ? AND state = 'held' AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
+            );
+            let mut select = db.prepare_cached(&sql)?;
+            let rows = select.query_map(params![output, after as i64, limit], |row| Ok((row.get("lane")?, row::read(row)?)))?;
+            rows.collect()
+        })
+    }
+
+    /// Every output as it stands in the file.
+    pub fn outputs(&mut self) -> rusqlite::Result<Vec<ledger::OutputRow>> {
+        self.with(ledger::read)
+    }
+}
+
+fn take(mut rows: rusqlite::Rows<'_>, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+    let mut reads = Vec::new();
+    let mut left = bytes;
+    while let Some(row) = rows.next()? {
+        let read = row::read(row)?;
+        let size = match &read {
+            Read::Event(stored) => stored.event.body.len(),
+            Read::Corrupt { .. } => 0,
+        };
+        reads.push(read);
+        if size >= left {
+            break;
+        }
+        left -= size;
+    }
+    Ok(reads)
+}

@@ -1,0 +1,108 @@
+//! What goes: published events past `journal.retention` or when room is needed, the trail past `journal.trail`. In small steps inside the
+//! group's commit, where they cost nothing that can be measured (DESIGN §8); never an event that an output still owes.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+
+use crate::clock::Timestamp;
+
+/// A new walk from the oldest event, for those that stood apart when the last one passed, begins at most this often.
+const WALK_EVERY: Duration = Duration::from_secs(60);
+/// A trail row with its share of the tree, seen at 140 to 190 bytes.
+const TRAIL_ROW_BYTES: u64 = 200;
+/// The trail takes at most this part of `journal.size_max`.
+const TRAIL_PART: u64 = 10;
+
+pub(super) struct Retention {
+    /// Everything up to here was looked at in this walk.
+    position: u64,
+    walk_began_at: Timestamp,
+    /// Events that this walk passed because they stand apart.
+    skipped: bool,
+}
+
+pub(super) struct Limits {
+    pub retention: Duration,
+    pub trail: Duration,
+    pub size_max: u64,
+    /// Past 80 % of `size_max`: published events go whatever their age.
+    pub pressure: bool,
+    /// No event behind this may go.
+    pub owed_from: u64,
+    /// Rows to look at.
+    pub rows: usize,
+}
+
+impl Retention {
+    pub fn new() -> Self {
+        Self { position: 0, walk_began_at: Timestamp::default(), skipped: false }
+    }
+
+    /// One step in the transaction under way. The number of rows deleted, and the highest sequence among them.
+    pub fn step(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<(usize, u64)> {
+        let (events, floor) = self.events(db, limits, now)?;
+        Ok((events + trail(db, limits, now)?, floor))
+    }
+
+    fn events(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<(usize, u64)> {
+        if self.skipped && self.walk_began_at.abs_diff(now) > WALK_EVERY {
+            *self = Self { position: 0, walk_began_at: now, skipped: false };
+        }
+        if self.position >= limits.owed_from {
+            return Ok((0, 0));
+        }
+        let mut select = db.prepare_cached(
+            "SELECT sequence, received_at, EXISTS (SELECT 1 FROM apart WHERE apart.sequence = events.sequence) FROM events \
+             WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
+        )?;
+        let through = i64::try_from(limits.owed_from).unwrap_or(i64::MAX);
+        let mut old = Vec::new();
+        let mut rows = select.query(params![self.position as i64, through, limits.rows])?;
+        while let Some(row) = rows.next()? {
+            let sequence: i64 = row.get(0)?;
+            let received_at = Timestamp::from_micros(row.get(1)?);
+            if row.get(2)? {
+                self.skipped = true;
+            } else if limits.pressure || now.since(received_at) >= limits.retention {
+                old.push(sequence);
+            } else {
+                break; // What comes behind it is younger still.
+            }
+            self.position = sequence as u64;
+        }
+        drop(rows);
+        let mut delete = db.prepare_cached("DELETE FROM events WHERE sequence = ?")?;
+        for sequence in &old {
+            delete.execute([sequence])?;
+        }
+        Ok((old.len(), old.last().map_or(0, |last| *last as u64)))
+    }
+}
+
+fn trail(db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<usize> {
+    let mut ends = db.prepare_cached("SELECT (SELECT min(entry) FROM trail), (SELECT max(entry) FROM trail)")?;
+    let ends: (Option<i64>, Option<i64>) = ends.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (Some(first), Some(last)) = ends else { return Ok(0) };
+    let rows_max = i64::try_from(limits.size_max / TRAIL_PART / TRAIL_ROW_BYTES).unwrap_or(i64::MAX);
+    // Only entries before this may go for their number; any may go for its age.
+    let too_many_before = last - rows_max + 1;
+    let mut select = db.prepare_cached("SELECT entry, at FROM trail WHERE entry >= ? ORDER BY entry LIMIT ?")?;
+    let mut rows = select.query(params![first, limits.rows])?;
+    let mut old = None;
+    let mut count = 0;
+    while let Some(row) = rows.next()? {
+        let entry: i64 = row.get(0)?;
+        let age = now.since(Timestamp::from_micros(row.get(1)?));
+        if entry >= too_many_before && age < limits.trail {
+            break;
+        }
+        old = Some(entry);
+        count += 1;
+    }
+    drop(rows);
+    if let Some(old) = old {
+        db.prepare_cached("DELETE FROM trail WHERE entry <= ?")?.execute([old])?;
+    }
+    Ok(count)
+}

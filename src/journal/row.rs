@@ -1,0 +1,109 @@
+//! An event as a row and back, with the CRC that is checked before anything is published.
+
+use bytes::Bytes;
+use rusqlite::{CachedStatement, Row, named_params};
+
+use super::Stored;
+use crate::clock::Timestamp;
+use crate::config::Name;
+use crate::normalize::{CallStatus, Content, Event, EventId, EventName};
+
+/// All columns of `events` in the order in which [`read`] takes them.
+pub(super) const COLUMNS: &str = "sequence, received_at, account, id, name, subject, time, call_status, opaque, signed_text, signature, \
+     replayed, crc, body";
+
+pub(super) const INSERT: &str = "INSERT INTO events (sequence, received_at, account, id, name, subject, time, call_status, opaque, signed_text, \
+     signature, replayed, crc, body) VALUES (:sequence, :received_at, :account, :id, :name, :subject, :time, :call_status, :opaque, \
+     :signed_text, :signature, :replayed, :crc, :body)";
+
+/// What reading one row gives: the event, or the number of a row whose content is not what was written.
+#[derive(Clone, Debug)]
+pub enum Read {
+    Event(Stored),
+    Corrupt { sequence: u64 },
+}
+
+impl Read {
+    pub fn sequence(&self) -> u64 {
+        match self {
+            Self::Event(stored) => stored.sequence,
+            Self::Corrupt { sequence } => *sequence,
+        }
+    }
+}
+
+pub(super) fn insert(statement: &mut CachedStatement<'_>, sequence: u64, event: &Event) -> rusqlite::Result<()> {
+    statement.execute(named_params! {
+        ":sequence": sequence as i64,
+        ":received_at": event.received_at.as_micros(),
+        ":account": event.account.as_str(),
+        ":id": &event.id.0[..],
+        ":name": event.name.as_str(),
+        ":subject": event.subject,
+        ":time": event.time,
+        ":call_status": event.call_status.map(CallStatus::as_str),
+        ":opaque": event.content == Content::Opaque,
+        ":signed_text": event.signed_text,
+        ":signature": event.signature,
+        ":replayed": event.replayed,
+        ":crc": checksum(sequence, event),
+        ":body": &event.body[..],
+    })?;
+    Ok(())
+}
+
+/// A row of [`COLUMNS`]. Only an error of SQLite itself is an error; a row that does not hold what was written is `Corrupt`.
+pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Read> {
+    let sequence = row.get::<_, i64>(0)? as u64;
+    Ok(match columns(row, sequence) {
+        Some(event) => Read::Event(Stored { sequence, event }),
+        None => Read::Corrupt { sequence },
+    })
+}
+
+fn columns(row: &Row<'_>, sequence: u64) -> Option<Event> {
+    let signed_text: String = row.get(9).ok()?;
+    let event = Event {
+        received_at: Timestamp::from_micros(row.get(1).ok()?),
+        account: Name::new(row.get_ref(2).ok()?.as_str().ok()?)?,
+        id: EventId(row.get_ref(3).ok()?.as_blob().ok()?.try_into().ok()?),
+        name: EventName::from_stored(row.get_ref(4).ok()?.as_str().ok()?),
+        subject: row.get(5).ok()?,
+        time: row.get(6).ok()?,
+        call_status: match row.get_ref(7).ok()?.as_str_or_null().ok()? {
+            None => None,
+            Some(text) => Some(CallStatus::ALL.into_iter().find(|status| status.as_str() == text)?),
+        },
+        content: if row.get(8).ok()? { Content::Opaque } else { Content::Json },
+        signed_at: signed_text.parse().ok()?,
+        signed_text,
+        signature: row.get(10).ok()?,
+        replayed: row.get(11).ok()?,
+        body: Bytes::copy_from_slice(row.get_ref(13).ok()?.as_blob().ok()?),
+    };
+    let stored: u32 = row.get(12).ok()?;
+    (stored == checksum(sequence, &event)).then_some(event)
+}
+
+/// CRC-32 over the sequence and all columns, each variable one behind its length so that no two rows share their bytes.
+fn checksum(sequence: u64, event: &Event) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&sequence.to_le_bytes());
+    crc.update(&event.received_at.as_micros().to_le_bytes());
+    crc.update(&event.id.0);
+    crc.update(&[u8::from(event.content == Content::Opaque), u8::from(event.replayed), u8::from(event.subject.is_some())]);
+    for text in [
+        event.account.as_str(),
+        event.name.as_str(),
+        event.subject.as_deref().unwrap_or(""),
+        &event.time,
+        event.call_status.map_or("", CallStatus::as_str),
+        &event.signed_text,
+        &event.signature,
+    ] {
+        crc.update(&(text.len() as u32).to_le_bytes());
+        crc.update(text.as_bytes());
+    }
+    crc.update(&event.body);
+    crc.finalize()
+}

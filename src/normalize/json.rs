@@ -1,0 +1,163 @@
+//! The few fields of a body that say what it is, as raw JSON. Everything else is passed over unread.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::Content;
+
+/// Deeper nesting breaks consumers' parsers. serde_json's own limit, the lowest in common use.
+const DEPTH_MAX: usize = 128;
+
+/// Top-level fields as they stand in the body, without white space around. Of doubled keys the last.
+#[derive(Default)]
+pub struct Fields<'a> {
+    pub event: Option<&'a str>,
+    pub pbx_id: Option<&'a str>,
+    pub call_id: Option<&'a str>,
+    pub time: Option<&'a str>,
+    pub timestamp: Option<&'a str>,
+    pub status: Option<&'a str>,
+    pub speech_state: Option<&'a str>,
+    pub payload: Option<&'a str>,
+    pub summary: Option<&'a str>,
+}
+
+/// Whether `body` is JSON for a consumer, and its fields if it is a JSON object, however deep.
+pub fn read(body: &[u8]) -> (Content, Fields<'_>) {
+    let Ok(text) = str::from_utf8(body) else { return (Content::Opaque, Fields::default()) };
+    // A pass of its own, since reading keys as bytes (see `Key`) lets raw control characters in them pass. serde_json skips values without
+    // recursion, so that no depth can overflow the stack, and looks at no number's size and no escape's surrogates.
+    let Ok(json) = serde_json::from_str::<&RawValue>(text) else { return (Content::Opaque, Fields::default()) };
+    let fields = match json.get().starts_with('{') {
+        // Cannot fail after the first pass; if it should, a body without fields is the answer.
+        true => serde_json::Deserializer::from_str(json.get()).deserialize_map(FieldsVisitor).unwrap_or_default(),
+        false => Fields::default(),
+    };
+    let content = if is_deeper(json.get().as_bytes(), DEPTH_MAX) { Content::Opaque } else { Content::Json };
+    (content, fields)
+}
+
+/// The text of a raw value that is a string; a lone surrogate comes as three bytes that are not UTF-8. `None` for any other value.
+pub fn text_bytes(raw: &str) -> Option<Cow<'_, [u8]>> {
+    if !raw.starts_with('"') {
+        return None;
+    }
+    serde_json::Deserializer::from_str(raw).deserialize_bytes(BytesVisitor).ok()
+}
+
+/// The same for what is text in Unicode: `None` also if it has a lone surrogate.
+pub fn text(raw: &str) -> Option<String> {
+    String::from_utf8(text_bytes(raw)?.into_owned()).ok()
+}
+
+/// The members of a JSON object in order, keys and values raw.
+pub fn members(object: &str) -> Option<Vec<(&str, &str)>> {
+    serde_json::Deserializer::from_str(object).deserialize_map(MembersVisitor).ok()
+}
+
+/// Whether valid JSON nests arrays and objects deeper than `max`.
+pub fn is_deeper(json: &[u8], max: usize) -> bool {
+    let opening = json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    if opening <= max {
+        return false; // Nearly every body; the count runs at the speed of memory.
+    }
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true, // Only ever inside a text.
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > max {
+            return true;
+        }
+    }
+    false
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(key) = map.next_key_seed(Key)? {
+            let field = match &*key {
+                b"event" => &mut fields.event,
+                b"pbx_id" => &mut fields.pbx_id,
+                b"call_id" => &mut fields.call_id,
+                b"time" => &mut fields.time,
+                b"timestamp" => &mut fields.timestamp,
+                b"status" => &mut fields.status,
+                b"speech_state" => &mut fields.speech_state,
+                b"payload" => &mut fields.payload,
+                b"summary" => &mut fields.summary,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *field = Some(map.next_value::<&RawValue>()?.get());
+        }
+        Ok(fields)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Vec<(&'de str, &'de str)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Vec::new();
+        while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+            members.push((key.get(), value.get()));
+        }
+        Ok(members)
+    }
+}
+
+/// A key as bytes: as `str`, serde_json would fail on a lone surrogate (`"\ud800"`), which RFC 8259's grammar allows.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, [u8]>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_bytes(BytesVisitor)
+    }
+}
+
+struct BytesVisitor;
+
+impl<'de> Visitor<'de> for BytesVisitor {
+    type Value = Cow<'de, [u8]>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(bytes))
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(bytes.to_vec()))
+    }
+}

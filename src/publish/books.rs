@@ -1,0 +1,240 @@
+//! What an output has to tell the journal: gathered here, handed over about every second or every few hundred events, and again if the
+//! journal could not keep it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Place;
+use super::lane::Item;
+use crate::clock::{self, Timestamp};
+use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement};
+
+/// Settled events that the cursor may be behind (DESIGN §7): what a crash sends twice beside what was in flight.
+const UNSAVED_MAX: usize = 1_000;
+/// From so many on they are handed over at once: early enough that the next ones find room while the journal syncs.
+const SAVE_AT: usize = 256;
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+/// Parked events are tried again after 30 s, then twice as long each time, at most an hour: an operator who raised the broker's limit need
+/// not do more, and a thousand of them do not storm it.
+const PARKED_AGAIN_MIN: Duration = Duration::from_secs(30);
+const PARKED_AGAIN_MAX: Duration = Duration::from_secs(3_600);
+/// A row whose content is corrupt will not heal.
+const NEVER: Timestamp = Timestamp::from_micros(i64::MAX);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Saved {
+    Kept,
+    Failed,
+}
+
+pub(super) struct Books {
+    next: Progress,
+    /// The last progress that the journal has.
+    kept: u64,
+    saved_cursor: u64,
+    saved_at: Instant,
+    saving: Option<Saving>,
+    /// Parked events that are on their way again.
+    again: HashSet<u64>,
+}
+
+struct Saving {
+    progress: Arc<Progress>,
+    /// `None` after a failure, until `again_at`.
+    done: Option<oneshot::Receiver<Result<(), AppendError>>>,
+    again_at: Instant,
+}
+
+impl Books {
+    pub fn new(row: &OutputRow, now: Instant) -> Self {
+        Self {
+            next: Progress { output: row.number, number: row.progress + 1, ..Progress::default() },
+            kept: row.progress,
+            saved_cursor: row.cursor,
+            saved_at: now,
+            saving: None,
+            again: HashSet::new(),
+        }
+    }
+
+    /// The progress in which what is noted now will go.
+    pub fn number(&self) -> u64 {
+        self.next.number
+    }
+
+    /// The last progress that the journal has.
+    pub fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Gives a pending event a row of its own.
+    pub fn hold(&mut self, item: &mut Item, lane: &str, reason: Option<&'static str>) {
+        item.row = true;
+        let sequence = item.sequence();
+        self.next.held.push(Apart { sequence, lane: lane.to_owned(), reason, attempts: 0, next_at: Timestamp::default() });
+    }
+
+    pub fn published(&mut self, item: &Item, lane: &str, place: Place, at: Timestamp) {
+        self.settle(item, lane, Outcome::Published(place), at);
+    }
+
+    pub fn park(&mut self, item: &Item, lane: &str, reason: &'static str, detail: String) {
+        let at = clock::now();
+        self.settle(item, lane, Outcome::Parked { reason, detail, next_at: at.plus(parked_for(0)) }, at);
+    }
+
+    fn settle(&mut self, item: &Item, lane: &str, outcome: Outcome, at: Timestamp) {
+        let event = &item.stored.event;
+        if item.parked.is_some() {
+            self.again.remove(&item.sequence());
+        }
+        self.next.settled.push(Settlement {
+            sequence: item.sequence(),
+            outcome,
+            at,
+            lane: lane.to_owned(),
+            was_parked: item.parked.is_some(),
+            has_row: item.row,
+            event: Some(About {
+                account: event.account.clone(),
+                id: event.id,
+                name: event.name.clone(),
+                subject: event.subject.clone(),
+                received_at: event.received_at,
+            }),
+        });
+    }
+
+    /// A row that does not hold what was written.
+    pub fn corrupt(&mut self, sequence: u64, has_row: bool) {
+        self.next.settled.push(Settlement {
+            sequence,
+            outcome: Outcome::Parked { reason: "corrupt", detail: String::new(), next_at: NEVER },
+            at: clock::now(),
+            lane: String::new(),
+            was_parked: false,
+            has_row,
+            event: None,
+        });
+    }
+
+    /// False if this parked event is on its way already.
+    pub fn begin_again(&mut self, sequence: u64) -> bool {
+        self.again.insert(sequence)
+    }
+
+    /// A parked event failed again, or its lane cannot take it now.
+    pub fn parked_again(&mut self, item: &Item) {
+        self.again.remove(&item.sequence());
+        let attempts = item.parked.unwrap_or(0) + 1;
+        self.next.retried.push(Apart {
+            sequence: item.sequence(),
+            lane: String::new(),
+            reason: None,
+            attempts,
+            next_at: clock::now().plus(parked_for(attempts)),
+        });
+    }
+
+    pub fn rename(&mut self, sequence: u64, lane: &str) {
+        self.next.renamed.push((sequence, lane.to_owned()));
+    }
+
+    pub fn routes(&mut self, routes: &str) {
+        self.next.routes = Some(routes.to_owned());
+    }
+
+    /// Whether more may be sent: what is settled and not yet kept is bounded.
+    pub fn has_room(&self) -> bool {
+        let saving = self.saving.as_ref().map_or(0, |saving| saving.progress.settled.len());
+        self.next.settled.len() + saving < UNSAVED_MAX
+    }
+
+    pub fn save_if_due(&mut self, journal: &Journal, cursor: u64, now: Instant) {
+        match &mut self.saving {
+            Some(saving) if saving.done.is_none() && now >= saving.again_at => {
+                saving.done = Some(journal.record(Arc::clone(&saving.progress)));
+            }
+            Some(_) => {}
+            None => {
+                let many = self.next.settled.len() >= SAVE_AT || !self.next.held.is_empty();
+                let some = !self.next.is_empty() || cursor > self.saved_cursor;
+                if many || some && now.duration_since(self.saved_at) >= SAVE_EVERY {
+                    self.save(journal, cursor, now);
+                }
+            }
+        }
+    }
+
+    fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
+        let following = Progress { output: self.next.output, number: self.next.number + 1, ..Progress::default() };
+        let mut progress = std::mem::replace(&mut self.next, following);
+        progress.cursor = cursor;
+        self.saved_cursor = cursor;
+        self.saved_at = now;
+        let progress = Arc::new(progress);
+        let done = Some(journal.record(Arc::clone(&progress)));
+        self.saving = Some(Saving { progress, done, again_at: now });
+    }
+
+    /// The end of the save under way; for ever, if there is none.
+    pub async fn saved(&mut self) -> Saved {
+        let Some(done) = self.saving.as_mut().and_then(|saving| saving.done.as_mut()) else {
+            return std::future::pending().await;
+        };
+        let result = done.await.unwrap_or(Err(AppendError::ShuttingDown));
+        match (result, &mut self.saving) {
+            (Err(_), Some(saving)) => {
+                saving.done = None;
+                saving.again_at = Instant::now() + SAVE_AGAIN;
+                Saved::Failed
+            }
+            _ => {
+                self.kept = self.next.number - 1;
+                self.saving = None;
+                Saved::Kept
+            }
+        }
+    }
+
+    /// Saves all that there is and waits for it.
+    ///
+    /// # Errors
+    /// The journal did not keep it; it is still here.
+    pub async fn save_now(&mut self, journal: &Journal, cursor: u64) -> Result<(), String> {
+        for _ in 0..2 {
+            if let Some(saving) = &mut self.saving
+                && saving.done.is_none()
+            {
+                saving.done = Some(journal.record(Arc::clone(&saving.progress)));
+            }
+            if self.saving.is_some() && self.saved().await == Saved::Failed {
+                return Err("the journal does not take writes".into());
+            }
+            if self.next.is_empty() && cursor <= self.saved_cursor {
+                break;
+            }
+            self.save(journal, cursor, Instant::now());
+        }
+        if self.saving.is_some() && self.saved().await == Saved::Failed {
+            return Err("the journal does not take writes".into());
+        }
+        Ok(())
+    }
+
+    pub fn wakes_at(&self) -> Option<Instant> {
+        match &self.saving {
+            Some(saving) => saving.done.is_none().then_some(saving.again_at),
+            None => (!self.next.is_empty()).then(|| self.saved_at + SAVE_EVERY),
+        }
+    }
+}
+
+/// How long a parked event waits after so many tries.
+fn parked_for(attempts: u32) -> Duration {
+    PARKED_AGAIN_MIN.saturating_mul(1 << attempts.min(10)).min(PARKED_AGAIN_MAX)
+}

@@ -1,0 +1,200 @@
+//! Whether a broker can be reached, from librdkafka's signs: its statistics, its errors, and deliveries.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+use serde::Deserialize;
+
+use crate::publish::{PublishError, Report};
+
+/// Statistics in a row without a connection that make an outage: 1.5 s. One alone is nothing, since brokers close idle connections and librdkafka
+/// opens the next one within a second.
+const ABSENCES_MAX: u32 = 3;
+/// Characters of librdkafka's own words that go into a detail.
+const WORDS_MAX: usize = 300;
+
+/// Turns signs into `Connected` and `Lost`, each said once.
+#[derive(Default)]
+pub struct Health {
+    connected: bool,
+    absences: u32,
+    /// What was said since the last `Connected`; at most one entry a code.
+    told: BTreeSet<&'static str>,
+    latest: Option<(PublishError, &'static str, String)>,
+}
+
+/// librdkafka's statistics, as far as they matter here.
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    brokers: BTreeMap<String, Broker>,
+}
+
+#[derive(Deserialize)]
+struct Broker {
+    state: String,
+    #[serde(default)]
+    source: String,
+}
+
+/// Whether statistics show a broker that is connected and let us in. librdkafka's internal broker is always up and does not count.
+/// `None` for what is not statistics.
+pub fn any_broker_up(statistics: &[u8]) -> Option<bool> {
+    let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
+    Some(statistics.brokers.values().any(|broker| broker.state == "UP" && broker.source != "internal"))
+}
+
+impl Health {
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// A look at the connections.
+    pub fn seen(&mut self, any_up: bool) -> Option<Report> {
+        if any_up {
+            return self.up();
+        }
+        self.absences = self.absences.saturating_add(1);
+        if !self.connected || self.absences < ABSENCES_MAX {
+            return None;
+        }
+        self.connected = false;
+        self.told.clear();
+        let (reason, label, detail) =
+            self.latest.take().unwrap_or((PublishError::Disconnected, "absent", "no broker is connected".to_owned()));
+        self.told.insert(label);
+        Some(Report::Lost { reason, detail })
+    }
+
+    /// A broker is connected, or confirmed a record.
+    pub fn up(&mut self) -> Option<Report> {
+        self.absences = 0;
+        if self.connected {
+            return None;
+        }
+        self.connected = true;
+        self.told.clear();
+        self.latest = None;
+        Some(Report::Connected)
+    }
+
+    /// An error that concerns no single record. While nothing is connected, each kind is said once; otherwise it is kept for when the
+    /// connections turn out to be gone.
+    pub fn trouble(&mut self, code: Code, words: &str) -> Option<Report> {
+        let (reason, label, meaning) = explain(code)?;
+        let detail = format!("{meaning} ({})", one_line(words));
+        if self.connected {
+            self.latest = Some((reason, label, detail));
+            return None;
+        }
+        self.told.insert(label).then_some(Report::Lost { reason, detail })
+    }
+
+    /// The producer failed for good. Nothing is to be sent until the next one is connected.
+    pub fn fatal(&mut self, code: Code, words: &str) -> Report {
+        let meaning = match explain(code) {
+            Some((_, _, meaning)) => meaning,
+            None => "librdkafka's producer failed for good; a new one sends again what is not confirmed",
+        };
+        self.unusable(format!("{meaning} ({code:?}: {})", one_line(words)))
+    }
+
+    /// There is no producer, as the detail says.
+    pub fn unusable(&mut self, detail: String) -> Report {
+        self.connected = false;
+        self.told.clear();
+        self.latest = None;
+        Report::Lost { reason: PublishError::Fatal, detail }
+    }
+}
+
+/// What an operator can make of a code; `None` if it says nothing that the others do not.
+fn explain(code: Code) -> Option<(PublishError, &'static str, &'static str)> {
+    let disconnected = PublishError::Disconnected;
+    Some(match code {
+        Code::BrokerTransportFailure => {
+            (disconnected, "transport", "no connection to the broker: is it running, and is `brokers` its address?")
+        }
+        Code::Resolve => (disconnected, "resolve", "the broker's host name is not known: check `brokers`"),
+        Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::UnsupportedSASLMechanism
+        | Code::IllegalSASLState => (
+            disconnected,
+            "authentication",
+            "the broker does not let us in: check `security.mechanism`, `username` and the password",
+        ),
+        Code::SSL => (disconnected, "tls", "TLS with the broker failed: check `security.protocol` and `ca_file`"),
+        Code::OperationTimedOut | Code::TimedOutQueue | Code::RequestTimedOut => {
+            (PublishError::Timeout, "timeout", "the broker does not answer")
+        }
+        Code::UnsupportedFeature | Code::UnsupportedVersion => {
+            (disconnected, "version", "the broker is too old: Kafka 0.11 or newer is needed")
+        }
+        Code::ClusterAuthorizationFailed => {
+            (PublishError::Forbidden, "cluster", "the cluster does not let us write: grant IdempotentWrite on it")
+        }
+        // ALL_BROKERS_DOWN only sums up what the errors before it said.
+        _ => return None,
+    })
+}
+
+/// librdkafka's words on one line, cut. They name addresses and reasons, and come from the broker in part.
+fn one_line(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_three_looks_without_a_connection_and_ends_with_the_first_with_one() {
+        let mut health = Health::default();
+        assert!(matches!(health.seen(true), Some(Report::Connected)));
+        assert!(health.seen(false).is_none());
+        assert!(health.seen(false).is_none());
+        assert!(health.seen(true).is_none(), "an idle connection that was replaced is no outage");
+        assert!(health.seen(false).is_none());
+        assert!(health.seen(false).is_none());
+        assert!(matches!(health.seen(false), Some(Report::Lost { reason: PublishError::Disconnected, .. })));
+        assert!(health.seen(false).is_none(), "said once");
+        assert!(matches!(health.seen(true), Some(Report::Connected)));
+    }
+
+    #[test]
+    fn an_outage_says_the_last_trouble_before_it() {
+        let mut health = Health::default();
+        health.up();
+        assert!(health.trouble(Code::SSL, "certificate verify failed").is_none());
+        health.seen(false);
+        health.seen(false);
+        let Some(Report::Lost { detail, .. }) = health.seen(false) else { panic!("no outage") };
+        assert!(detail.starts_with("TLS with the broker failed"), "{detail}");
+        assert!(health.trouble(Code::SSL, "certificate verify failed").is_none(), "said already");
+    }
+
+    #[test]
+    fn before_the_first_connection_each_kind_of_trouble_is_said_once() {
+        let mut health = Health::default();
+        assert!(health.trouble(Code::BrokerTransportFailure, "Connection refused\n(after 0ms)").is_some());
+        assert!(health.trouble(Code::BrokerTransportFailure, "Connection refused (after 1ms)").is_none());
+        assert!(health.trouble(Code::AllBrokersDown, "1/1 brokers are down").is_none());
+        let Some(Report::Lost { detail, .. }) = health.trouble(Code::Authentication, "line\nbroken") else {
+            panic!("another kind of trouble")
+        };
+        assert!(detail.ends_with("(line broken)"), "{detail}");
+    }
+
+    #[test]
+    fn statistics_show_who_is_up() {
+        let up = |text: &str| any_broker_up(text.as_bytes());
+        assert_eq!(up(r#"{"brokers":{"a":{"state":"UP","source":"learned"}}}"#), Some(true));
+        assert_eq!(
+            up(r#"{"brokers":{"a":{"state":"UP","source":"internal"},"b":{"state":"TRY_CONNECT"}}}"#),
+            Some(false)
+        );
+        assert_eq!(up(r#"{"brokers":{}}"#), Some(false));
+        assert_eq!(up("no statistics"), None);
+    }
+}

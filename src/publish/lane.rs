@@ -1,0 +1,349 @@
+//! A lane: one topic (or routing key) of one output. It decides what may be sent now, and what a failure means for what is behind it.
+//!
+//! First deliveries leave in order. So nothing is sent past a failure until everything in flight was reported (the lane settles); then the
+//! oldest goes first again. A lane opens with one record, and goes on only when that is confirmed: what is wrong with a topic shows on the first.
+//! Pure: time and reports are arguments, sending is the caller's.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Disposition, PublishError};
+use crate::journal::Stored;
+
+/// Half of what an output may have in flight (DESIGN §7), so that no lane takes it all.
+pub(super) const LANE_EVENTS_MAX: usize = 5_000;
+pub(super) const LANE_BYTES_MAX: usize = 16 << 20;
+/// The longest wait between two probes of a held lane, or two tries after a failure (DESIGN §7).
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// librdkafka never reports that a topic has too few replicas, it tries again by itself: silence for so long counts as that (DESIGN §7).
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+/// After three tries in vain (about a second) a lane no longer keeps its events in memory.
+const STUCK_AFTER_ATTEMPTS: u32 = 3;
+
+/// An event on its way through a lane.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub stored: Stored,
+    /// In memory, roughly: the body twice (once more as envelope) and what is around it.
+    pub bytes: usize,
+    /// It has a row of its own in the journal; the cursor has passed it or may.
+    pub row: bool,
+    /// It is a parked event that is tried again, for the so-manieth time.
+    pub parked: Option<u32>,
+    pub sent_at: Option<Instant>,
+    /// Nothing else of the lane was in flight with it, so its failure is its own.
+    alone: bool,
+}
+
+impl Item {
+    pub fn new(stored: Stored, row: bool, parked: Option<u32>) -> Self {
+        let bytes = stored.event.body.len() * 2 + 1024;
+        Self { stored, bytes, row, parked, sent_at: None, alone: false }
+    }
+
+    pub fn sequence(&self) -> u64 {
+        self.stored.sequence
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Mode {
+    Open,
+    /// A record failed; the others in flight are awaited.
+    Settling,
+    /// Not before that moment again.
+    Waiting(Instant),
+    /// The topic is faulty; the oldest probes at that moment.
+    Held(&'static str, Instant),
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub topic: Arc<str>,
+    mode: Mode,
+    /// To be sent, in order.
+    queue: VecDeque<Item>,
+    queue_bytes: usize,
+    /// In flight, by ascending sequence.
+    open: VecDeque<Item>,
+    open_bytes: usize,
+    /// Failed while the lane settles.
+    failed: Vec<Item>,
+    /// The gravest failure of those.
+    cause: Option<PublishError>,
+    /// One record was confirmed since the lane opened.
+    proven: bool,
+    /// Records up to this one go one at a time.
+    alone_through: u64,
+    attempts: u32,
+    last_report: Instant,
+    /// More of this lane waits in the journal as rows, behind `taken_through`.
+    pub rows: bool,
+    pub taken_through: u64,
+    /// The progress that carries this lane's newest row: until it is kept, finding no more rows does not mean that there are none.
+    pub rows_in: u64,
+    /// The progress that must be kept before rows may be read, since it carries older ones than the journal has.
+    barrier: u64,
+    /// The metric shows this reason.
+    pub shown: Option<&'static str>,
+}
+
+/// What became of a failed record.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// The lane keeps it and sends it again.
+    Again,
+    /// It failed alone and will always fail.
+    Park(Box<Item>, PublishError),
+    /// A parked one failed again.
+    StillParked(Box<Item>),
+}
+
+impl Lane {
+    pub fn new(topic: Arc<str>, now: Instant) -> Self {
+        Self {
+            topic,
+            mode: Mode::Open,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            open: VecDeque::new(),
+            open_bytes: 0,
+            failed: Vec::new(),
+            cause: None,
+            proven: false,
+            alone_through: 0,
+            attempts: 0,
+            last_report: now,
+            rows: false,
+            taken_through: 0,
+            rows_in: 0,
+            barrier: 0,
+            shown: None,
+        }
+    }
+
+    /// Events in memory.
+    pub fn len(&self) -> usize {
+        self.queue.len() + self.open.len() + self.failed.len()
+    }
+
+    /// Nothing in memory, nothing in rows.
+    pub fn is_idle(&self) -> bool {
+        self.len() == 0 && !self.rows
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.len() < LANE_EVENTS_MAX && self.queue_bytes + self.open_bytes < LANE_BYTES_MAX
+    }
+
+    /// Behind everything that is in memory already. Parked ones that are tried again are older than all else and go by themselves.
+    pub fn push(&mut self, item: Item) {
+        self.queue_bytes += item.bytes;
+        if item.parked.is_some() {
+            self.alone_through = self.alone_through.max(item.sequence());
+            let place = self.queue.partition_point(|other| other.sequence() < item.sequence());
+            self.queue.insert(place, item);
+        } else {
+            self.taken_through = self.taken_through.max(item.sequence());
+            self.queue.push_back(item);
+        }
+    }
+
+    /// The next record that may be sent now; it counts as in flight from here on.
+    pub fn next(&mut self, now: Instant) -> Option<&Item> {
+        match self.mode {
+            Mode::Settling => return None,
+            Mode::Waiting(until) | Mode::Held(_, until) if now < until => return None,
+            _ => {}
+        }
+        if self.open.len() >= LANE_EVENTS_MAX || self.open_bytes >= LANE_BYTES_MAX || self.is_stalled(now) {
+            return None;
+        }
+        let one_at_a_time = !self.proven || self.queue.front()?.sequence() <= self.alone_through;
+        let behind_one = self.open.front().is_some_and(|item| item.alone);
+        if (one_at_a_time || behind_one) && !self.open.is_empty() {
+            return None;
+        }
+        let mut item = self.queue.pop_front()?;
+        self.queue_bytes -= item.bytes;
+        item.alone = one_at_a_time;
+        item.sent_at = Some(now);
+        if self.open.is_empty() {
+            self.last_report = now;
+        }
+        self.open_bytes += item.bytes;
+        self.open.push_back(item);
+        self.open.back()
+    }
+
+    fn take_open(&mut self, sequence: u64) -> Option<Item> {
+        let place = self.open.binary_search_by_key(&sequence, Item::sequence).ok()?;
+        let item = self.open.remove(place)?;
+        self.open_bytes -= item.bytes;
+        Some(item)
+    }
+
+    pub fn delivered(&mut self, sequence: u64, now: Instant) -> Option<Item> {
+        let item = self.take_open(sequence)?;
+        self.last_report = now;
+        self.attempts = 0;
+        self.proven = true;
+        if !matches!(self.mode, Mode::Settling) {
+            self.mode = Mode::Open;
+        }
+        self.settle(now);
+        Some(item)
+    }
+
+    /// Notes a failure. `None` if that record is not in flight here.
+    pub fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) -> Option<Verdict> {
+        let item = self.take_open(sequence)?;
+        self.last_report = now;
+        if item.parked.is_some() && error != PublishError::Withdrawn {
+            self.settle(now);
+            return Some(Verdict::StillParked(Box::new(item)));
+        }
+        if error.disposition() == Disposition::Park && item.alone {
+            self.attempts = 0;
+            self.settle(now);
+            return Some(Verdict::Park(Box::new(item), error));
+        }
+        if matches!(error.disposition(), Disposition::Park | Disposition::RetryAlone) {
+            self.alone_through = self.alone_through.max(item.sequence());
+        }
+        if self.cause.as_ref().is_none_or(|cause| gravity(cause) < gravity(&error)) {
+            self.cause = Some(error);
+        }
+        self.failed.push(item);
+        self.mode = Mode::Settling;
+        self.settle(now);
+        Some(Verdict::Again)
+    }
+
+    /// Once nothing is in flight any more: what failed goes back to the front, and the cause says when.
+    fn settle(&mut self, now: Instant) {
+        if !self.open.is_empty() || !matches!(self.mode, Mode::Settling) {
+            return;
+        }
+        for item in self.failed.drain(..) {
+            self.queue_bytes += item.bytes;
+            self.queue.push_back(item);
+        }
+        self.queue.make_contiguous().sort_by_key(Item::sequence);
+        let Some(cause) = self.cause.take() else { return };
+        self.mode = match cause.disposition() {
+            Disposition::Hold => {
+                self.proven = false;
+                Mode::Held(cause.reason(), now + self.backoff())
+            }
+            Disposition::Park | Disposition::RetryAlone => Mode::Open,
+            Disposition::Retry if cause == PublishError::Withdrawn => Mode::Open,
+            Disposition::Retry => Mode::Waiting(now + self.backoff()),
+        };
+    }
+
+    /// The connection is new: what is wrong with the topic may show again, and waiting has no reason any more.
+    pub fn reconnected(&mut self) {
+        self.proven = false;
+        self.attempts = 0;
+        if matches!(self.mode, Mode::Waiting(_)) {
+            self.mode = Mode::Open;
+        }
+    }
+
+    fn backoff(&mut self) -> Duration {
+        let exponential = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(10)).min(BACKOFF_MAX);
+        self.attempts += 1;
+        // Between half and all of it, so that lanes that failed together do not come back together.
+        exponential / 2 + exponential.mul_f64(fastrand::f64() / 2.0)
+    }
+
+    /// When something may be sent that may not be now.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        match self.mode {
+            Mode::Waiting(until) | Mode::Held(_, until) if self.len() > 0 || self.rows => Some(until),
+            _ => None,
+        }
+    }
+
+    fn is_stalled(&self, now: Instant) -> bool {
+        !self.open.is_empty() && now.duration_since(self.last_report) >= STALLED_AFTER
+    }
+
+    /// Nothing was reported for so long, though something is in flight.
+    pub fn is_silent(&self, now: Instant, for_at_least: Duration) -> bool {
+        !self.open.is_empty() && now.duration_since(self.last_report) >= for_at_least
+    }
+
+    /// Why the topic's events wait, if they do.
+    pub fn held(&self, now: Instant) -> Option<&'static str> {
+        match self.mode {
+            Mode::Held(reason, _) => Some(reason),
+            _ if self.is_stalled(now) => Some(PublishError::NotEnoughReplicas.reason()),
+            _ => None,
+        }
+    }
+
+    /// It does not go on by itself soon: what comes for it is better given rows than waited for.
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        self.held(now).is_some() || matches!(self.mode, Mode::Waiting(_)) && self.attempts >= STUCK_AFTER_ATTEMPTS
+    }
+
+    /// Nothing counts as silence while the broker is away.
+    pub fn excuse_silence(&mut self, now: Instant) {
+        self.last_report = now;
+    }
+
+    /// Whether rows may be read into the queue now, if the journal has kept this progress.
+    pub fn wants_rows(&self, now: Instant, kept: u64) -> bool {
+        let held = matches!(self.mode, Mode::Held(..)) || !self.proven;
+        self.rows
+            && self.barrier <= kept
+            && !matches!(self.mode, Mode::Settling)
+            && self.wakes_at().is_none_or(|at| now >= at)
+            && !self.is_stalled(now)
+            && if held { self.len() == 0 } else { self.queue.is_empty() && self.has_room() }
+    }
+
+    /// One of a faulty lane is enough to probe with.
+    pub fn rows_wanted(&self) -> usize {
+        if self.proven { 512.min(LANE_EVENTS_MAX - self.len().min(LANE_EVENTS_MAX)) } else { 1 }
+    }
+
+    /// Older events than the journal has rows of were given rows with this progress.
+    pub fn await_rows(&mut self, progress: u64) {
+        self.rows_in = progress;
+        self.barrier = progress;
+    }
+
+    /// Gives up the queue to rows, so that a faulty lane holds neither memory nor the cursor: what has to get a row, oldest first. Parked ones
+    /// that were to be tried again come back apart.
+    pub fn unload(&mut self) -> (Vec<Item>, Vec<Item>) {
+        let (parked, rest): (Vec<Item>, Vec<Item>) = self.queue.drain(..).partition(|item| item.parked.is_some());
+        self.queue_bytes = 0;
+        if let Some(first) = rest.first() {
+            self.taken_through = first.sequence() - 1;
+            self.rows = true;
+        }
+        (rest, parked)
+    }
+
+    /// Items in flight that have no row yet.
+    pub fn open_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
+        self.open.iter_mut().filter(|item| !item.row && item.parked.is_none())
+    }
+
+}
+
+/// Which of several failures decides: the topic's, then the record's, then the line's.
+fn gravity(error: &PublishError) -> u8 {
+    match (error.disposition(), error) {
+        (Disposition::Hold, _) => 4,
+        (Disposition::Retry, PublishError::Withdrawn) => 0,
+        (Disposition::Retry, _) => 3,
+        (Disposition::Park, _) => 2,
+        (Disposition::RetryAlone, _) => 1,
+    }
+}

@@ -1,0 +1,6 @@
+//! Real Kafka and real RabbitMQ, read back by clients that are not ours too.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod infrastructure;

@@ -1,0 +1,130 @@
+//! The program itself: exit codes, what goes to stdout and what to stderr.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+fn relay(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sipsim-relay"));
+    command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn check(arguments: &str, code: i32, on_stdout: &str, on_stderr: &str) {
+    let Output { status, stdout, stderr } = relay(arguments).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert_eq!(status.code(), Some(code), "{arguments}: {stderr}");
+    for (text, expected) in [(&stdout, on_stdout), (&stderr, on_stderr)] {
+        assert!(text.contains(expected), "{arguments}: {expected:?} is not in {text:?}");
+        assert!(!expected.is_empty() || text.is_empty(), "{arguments}: {text:?}");
+    }
+}
+
+fn secret() -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "example-secret").unwrap();
+    file
+}
+
+#[test]
+fn help_is_a_result_and_its_lack_wrong_usage() {
+    check("--help", 0, "healthcheck", "");
+    check("simulate --help", 0, "--tamper", "");
+    check("--version", 0, "sipsim-relay ", "");
+    check("", 2, "", "Usage: sipsim-relay");
+    check("runn", 2, "", "similar subcommand exists: 'run'");
+    check("simulate --to 127.0.0.1/w --secret-file s", 2, "", "must begin with http:// or https://");
+    check("simulate --to http://127.0.0.1 --secret-file s", 2, "", "no path");
+}
+
+#[test]
+fn completions_go_to_stdout_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        check(&format!("completions {shell}"), 0, "healthcheck", "");
+    }
+}
+
+#[test]
+fn a_simulation_says_what_is_wrong_before_it_sends() {
+    let (secret, empty) = (secret(), tempfile::NamedTempFile::new().unwrap());
+    let (secret, empty) = (secret.path().display(), empty.path().display());
+    check("simulate --to http://h/w --secret-file /nonexistent", 1, "", "error: --secret-file /nonexistent: ");
+    check(&format!("simulate --to http://h/w --secret-file {empty}"), 1, "", "it is empty");
+    check(
+        &format!("simulate --to http://h/w --secret-file {secret} --body /nonexistent"),
+        1,
+        "",
+        "error: --body /nonexistent: ",
+    );
+    check(
+        &format!("simulate --to https://h/w --secret-file {secret} --ca-file {secret}"),
+        1,
+        "",
+        "holds no certificate",
+    );
+}
+
+#[test]
+fn a_simulation_that_loses_something_is_exit_1() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let secret = secret();
+    let simulate = format!("simulate --to http://{nobody}/w --secret-file {} --event test", secret.path().display());
+    check(&simulate, 1, "A real SIPSIM would have lost 1 of 1", "");
+    check(
+        &format!("{simulate} --format json"),
+        1,
+        r#"{"sent":1,"answers":{},"errors":1,"lost":1,"latency_seconds":{"p50":null,"#,
+        "nothing listens there",
+    );
+}
+
+#[test]
+fn ctrl_c_ends_a_simulation_with_its_table() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, secret) = (listener.local_addr().unwrap(), secret());
+    let simulate =
+        format!("simulate --to http://{address}/w --secret-file {} --rate 0.01 --count 9", secret.path().display());
+    let child = relay(&simulate).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    let mut request = BufReader::new(&stream);
+    let mut line = String::new();
+    let mut length = 0;
+    while line != "\r\n" {
+        line.clear();
+        request.read_line(&mut line).unwrap();
+        length = line.strip_prefix("Content-Length: ").map_or(length, |number| number.trim().parse().unwrap());
+    }
+    request.read_exact(&mut vec![0; length]).unwrap();
+    (&stream).write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{table}");
+    assert!(table.contains("answered     204  1") && table.contains("lost nothing"), "{table}");
+}
+
+#[test]
+fn a_panic_says_where_and_never_what() {
+    let ourselves = std::env::current_exe().unwrap();
+    let output =
+        Command::new(ourselves).args(["--exact", "panics_with_content", "--ignored", "--nocapture"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert_eq!(stderr.matches("panic at tests/cli.rs:").count(), 2, "{stderr}");
+    assert!(stderr.contains("thread panics_with_content") && stderr.contains("ERROR"), "{stderr}");
+    assert!(!stderr.contains("+33639980000"), "{stderr}");
+}
+
+/// What the test above runs in a process of its own, as a panic's hook is the whole process's.
+#[test]
+#[ignore = "panics on purpose"]
+fn panics_with_content() {
+    use sipsim_relay::cli::logging;
+    use sipsim_relay::config::{Log, LogFormat};
+    logging::hush_panics();
+    let before_the_log = std::panic::catch_unwind(|| panic!("caller +33639980000"));
+    assert!(before_the_log.is_err());
+    logging::start(&Log { format: LogFormat::Text, level: tracing::Level::ERROR });
+    panic!("caller +33639980000");
+}

@@ -1,0 +1,42 @@
+//! What was answered 2xx survives whatever happens to the process.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::support::{Load, Relay, wait_until};
+
+#[test]
+fn nothing_answered_2xx_is_lost_over_twenty_kills() {
+    let mut relay = Relay::start("");
+    // Keys in alphabetical order and no spaces: as serde_json writes them, so that texts can be compared.
+    let body = |client, number| format!(r#"{{"event":"tags","pbx_id":"call_{client}","tags":["{number}"]}}"#);
+    let load = Load::start(&relay, 8, body);
+    for kill in 1..=20 {
+        // Each kill hits a relay at work: one that has accepted some more since the last one.
+        let accepted = load.accepted();
+        wait_until("fifty more events to be accepted", Duration::from_secs(30), || load.accepted() >= accepted + 50);
+        relay.restart();
+        eprintln!("kill {kill}: {} accepted before it", load.accepted());
+    }
+    let sent = load.stop();
+    let accepted: BTreeSet<&str> = sent.iter().filter(|one| one.is_accepted()).map(|one| one.body.as_str()).collect();
+    assert!(accepted.len() >= 1000, "{} accepted", accepted.len());
+
+    wait_until("nothing to be pending", Duration::from_secs(60), || {
+        relay.metrics().get("sipsim_relay_events_pending", &[("output", "console")]) == 0.0
+    });
+    let envelopes = relay.envelopes();
+    let published: BTreeSet<String> = envelopes.iter().map(|envelope| envelope["data"].to_string()).collect();
+    let missing: Vec<&str> = accepted.into_iter().filter(|body| !published.contains(*body)).collect();
+    assert!(
+        missing.is_empty(),
+        "{} were answered 2xx and never published, such as {:?}",
+        missing.len(),
+        missing.first()
+    );
+    // What was published and not answered 2xx was sent all the same: the answer was lost, not the event made up.
+    let known: BTreeSet<&str> = sent.iter().map(|one| one.body.as_str()).collect();
+    assert!(published.iter().all(|body| known.contains(body.as_str())), "something was published that nobody sent");
+    let slowest = sent.iter().filter(|one| one.is_accepted()).map(|one| one.latency).max().expect("some were accepted");
+    assert!(slowest < Duration::from_secs(2), "a 2xx took {slowest:?}, and SIPSIM gives two seconds");
+}

@@ -1,0 +1,219 @@
+//! Real Kafka and real RabbitMQ, as `scripts/brokers` starts them, and their messages as clients that are not ours read them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication, TopicResult};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaResult;
+use tempfile::TempDir;
+
+use super::{Answer, Client, succeed};
+
+/// Long enough for the first run on a slow machine, which fetches Kafka.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Brokers of one's own. They end with this value, or with the test's process if that comes first.
+pub struct Brokers {
+    folder: TempDir,
+    addresses: BTreeMap<String, String>,
+}
+
+impl Brokers {
+    /// Starts `kafka`, `rabbitmq` or `all` with further options of `scripts/brokers start`, and returns once they answer.
+    pub fn start(which: &str, options: &[&str]) -> Self {
+        let folder = TempDir::with_prefix("sipsim-relay-brokers-").expect("a temporary folder");
+        let process = std::process::id().to_string();
+        let printed = succeed(
+            script("brokers")
+                .args(["start", which, "--dir"])
+                .arg(folder.path())
+                .args(["--while", &process])
+                .args(options),
+            LIMIT,
+        );
+        let addresses = printed.lines().filter_map(|line| line.split_once('='));
+        Self { addresses: addresses.map(|(name, value)| (name.into(), value.into())).collect(), folder }
+    }
+
+    /// `127.0.0.1:PORT`
+    pub fn kafka(&self) -> &str {
+        &self.addresses["KAFKA"]
+    }
+
+    /// `amqp://127.0.0.1:PORT/%2f`
+    pub fn rabbitmq(&self) -> &str {
+        &self.addresses["RABBITMQ"]
+    }
+
+    /// `http://127.0.0.1:PORT`, user and password `guest`.
+    pub fn management(&self) -> &str {
+        &self.addresses["RABBITMQ_MANAGEMENT"]
+    }
+
+    /// Ends one of them in its own good time (Kafka 0.4 s, RabbitMQ 6 s); its data stay.
+    pub fn stop_one(&self, broker: &str) {
+        self.run("stop-one", &[broker]);
+    }
+
+    /// `kill -9` to one of them; its data stay as they are.
+    pub fn kill_one(&self, broker: &str) {
+        self.run("stop-one", &[broker, "--kill"]);
+    }
+
+    /// Starts one again on the same port with the same data, and returns once it answers.
+    pub fn start_one(&self, broker: &str) {
+        self.run("start-one", &[broker]);
+    }
+
+    /// The process of one of them, to be signalled.
+    pub fn pid(&self, broker: &str) -> u32 {
+        let path = self.folder.path().join(broker).join("pid");
+        fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).expect("a broker that runs has a pid")
+    }
+
+    /// `rabbitmqctl ARGS…`; what it prints. 0.4 to 4 s a call.
+    pub fn rabbitmqctl(&self, args: &[&str]) -> String {
+        self.run("rabbitmqctl", args)
+    }
+
+    /// Makes topics with so many partitions each, by librdkafka's own admin client.
+    pub fn create_topics(&self, topics: &[&str], partitions: i32) {
+        let new = topics.iter().map(|topic| NewTopic::new(topic, partitions, TopicReplication::Fixed(1)));
+        let new: Vec<NewTopic> = new.collect();
+        self.admin(async |admin| admin.create_topics(&new, &AdminOptions::new()).await);
+    }
+
+    pub fn delete_topics(&self, topics: &[&str]) {
+        self.admin(async |admin| admin.delete_topics(topics, &AdminOptions::new()).await);
+    }
+
+    /// Reads `topics` to their ends with the `confluent-kafka` client, once there are at least `count` messages in them: so one too many
+    /// shows. Each partition's messages are in order. Panics if `count` of them are not there within 60 s, or a topic does not exist.
+    pub fn read_kafka(&self, topics: &[&str], count: usize) -> Vec<Message> {
+        read(reader("read_kafka.py", count).args(["--brokers", self.kafka()]).args(topics))
+    }
+
+    /// Declares a durable classic queue, and the exchange `sipsim` if it is missing, and binds the queue to routing keys, by the client `pika`.
+    pub fn bind(&self, queue: &str, keys: &[&str]) {
+        let mut command = script("python");
+        command.arg(tool("read_rabbitmq.py")).args(["--url", self.rabbitmq(), "--only-bind"]);
+        for key in keys {
+            command.args(["--bind", key]);
+        }
+        succeed(command.arg(queue), LIMIT);
+    }
+
+    /// Takes all messages out of `queues` with the client `pika`, waiting until there are at least `count`; each queue's are in order.
+    /// Panics if `count` of them are not there within 60 s.
+    pub fn read_rabbitmq(&self, queues: &[&str], count: usize) -> Vec<Message> {
+        read(reader("read_rabbitmq.py", count).args(["--url", self.rabbitmq()]).args(queues))
+    }
+
+    /// Asks RabbitMQ's management API, as guest: `ask("GET", "/api/queues/%2f/NAME", "")`. Panics unless it says 2xx.
+    pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let address = self.management().trim_start_matches("http://").parse().expect("an address");
+        let headers = [("Authorization", "Basic Z3Vlc3Q6Z3Vlc3Q="), ("Content-Type", "application/json")];
+        let answer = Client::connect(address)
+            .and_then(|mut client| client.request(method, path, &headers, body.as_bytes()))
+            .expect("the management API answers");
+        assert!((200..300).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
+        answer
+    }
+
+    fn admin(&self, order: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> KafkaResult<Vec<TopicResult>>) {
+        let mut config = ClientConfig::new();
+        let admin: AdminClient<_> = config.set("bootstrap.servers", self.kafka()).create().expect("an admin client");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let results = runtime.block_on(order(&admin)).expect("Kafka answers");
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    fn run(&self, command: &str, args: &[&str]) -> String {
+        succeed(script("brokers").arg(command).arg("--dir").arg(self.folder.path()).args(args), LIMIT)
+    }
+}
+
+impl Drop for Brokers {
+    fn drop(&mut self) {
+        // By kill -9: nobody reads their data again. An error here would only hide the test's own.
+        let _ = script("brokers").args(["stop", "--kill", "--dir"]).arg(self.folder.path()).status();
+    }
+}
+
+/// One message as a client that is not ours read it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Kafka's topic, RabbitMQ's routing key.
+    pub topic: String,
+    /// Kafka's partition and offset; 0 for RabbitMQ.
+    pub partition: i64,
+    pub offset: i64,
+    pub key: Option<String>,
+    /// Kafka's in their order; RabbitMQ's sorted by name.
+    pub headers: Vec<(String, String)>,
+    /// RabbitMQ's properties: `content_type`, `message_id`, `type`, `timestamp`, `app_id`, `delivery_mode`. Null for Kafka.
+    pub properties: serde_json::Value,
+    /// `None` is Kafka's null, which an empty value is not.
+    pub value: Option<Vec<u8>>,
+    /// What the `cloudevents` package takes the message for: `mode` (`structured`, `binary`), `attributes`, and `data` (as JSON text) or
+    /// `data_base64`; or `error`.
+    pub cloudevent: serde_json::Value,
+}
+
+impl Message {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value as text; panics if it is null or not UTF-8.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(self.value.as_deref().expect("the value is not null")).expect("the value is UTF-8")
+    }
+}
+
+fn read(command: &mut Command) -> Vec<Message> {
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let message = |line: &str| {
+        let fields: serde_json::Value = serde_json::from_str(line).expect("the reader prints JSON");
+        let pairs = fields["headers"].as_array().expect("headers are a list");
+        Message {
+            topic: text(&fields["topic"]).expect("a topic"),
+            partition: fields["partition"].as_i64().unwrap_or(0),
+            offset: fields["offset"].as_i64().unwrap_or(0),
+            key: text(&fields["key"]),
+            headers: pairs
+                .iter()
+                .map(|pair| (text(&pair[0]).expect("a name"), text(&pair[1]).expect("a text")))
+                .collect(),
+            properties: fields["properties"].clone(),
+            value: text(&fields["value"]).map(|value| STANDARD.decode(value).expect("values are base64")),
+            cloudevent: fields["cloudevent"].clone(),
+        }
+    };
+    succeed(command, LIMIT).lines().map(message).collect()
+}
+
+fn reader(name: &str, count: usize) -> Command {
+    let mut command = script("python");
+    command.arg(tool(name)).args(["--wait", "60", "--count", &count.to_string()]);
+    command
+}
+
+fn script(name: &str) -> Command {
+    Command::new(repository().join("scripts").join(name))
+}
+
+fn tool(name: &str) -> PathBuf {
+    repository().join("tests/tools").join(name)
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

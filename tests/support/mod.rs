@@ -1,0 +1,95 @@
+//! What the tests that run the real program have in common: the program itself ([`Relay`]), a client of its ports ([`Client`]), a SIPSIM that
+//! remembers every answer ([`Load`]), and real brokers ([`Brokers`]).
+//!
+//! Nothing here calls the product's own code: what a test expects must not be computed by what it tests.
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part of it")]
+
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+mod brokers;
+mod http;
+mod load;
+mod metrics;
+mod relay;
+
+pub use brokers::{Brokers, Message};
+pub use http::{Answer, Client};
+pub use load::{Load, Sent};
+pub use metrics::Metrics;
+pub use relay::{PATH, Relay, SECRET};
+
+/// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.
+pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
+    mac.update(timestamp.as_bytes());
+    mac.update(b".");
+    mac.update(body);
+    hex::encode(mac.finalize().into_bytes())
+}
+
+/// Seconds since 1970.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(since.as_secs()).expect("the clock is sane")
+}
+
+/// Asks again and again until `condition` gives something, and hands that over. Panics, saying `what` it waited for, after `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain for: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// As [`wait_for`], for a condition that gives nothing.
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    wait_for(what, limit, || condition().then_some(()));
+}
+
+/// Runs a command to its end with nothing on its standard input, and returns all that it printed. Kills it and panics after `limit`.
+pub fn finish(command: &mut Command, limit: Duration) -> Output {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let drain = |mut from: Box<dyn Read + Send>| {
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = from.read_to_end(&mut bytes); // What could be read is what a test can judge.
+            bytes
+        })
+    };
+    let stdout = drain(Box::new(child.stdout.take().expect("it is piped")));
+    let stderr = drain(Box::new(child.stderr.take().expect("it is piped")));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            break status;
+        }
+        if start.elapsed() > limit {
+            let _ = child.kill();
+            panic!("{command:?} did not end within {limit:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    Output { status, stdout: stdout.join().expect("reading"), stderr: stderr.join().expect("reading") }
+}
+
+/// Like [`finish`], and its standard output as text; panics with its standard error unless it succeeds.
+pub fn succeed(command: &mut Command, limit: Duration) -> String {
+    let output = finish(command, limit);
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it prints UTF-8")
+}
