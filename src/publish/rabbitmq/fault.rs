@@ -75,6 +75,14 @@ pub(super) fn of_connection(error: &Error) -> String {
     }
 }
 
+/// Why the broker did not do what it was told, in its own words.
+pub(super) fn of_command(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => reply(error),
+        _ => of_connection(error),
+    }
+}
+
 fn of_io(error: &io::Error) -> String {
     if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         return of_tls(tls);
