@@ -48,6 +48,7 @@ async fn start() -> Running {
         accounts: config.accounts.iter().map(|account| account.name.clone()).collect(),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
+        rows: Arc::new(Vec::new),
         outputs: outputs.clone(),
         last_refused: Arc::new(|| Some(serde_json::json!({"reason": "bad_signature"}))),
     };

@@ -165,7 +165,6 @@ async fn what_the_journal_cannot_keep_is_503_with_the_time_to_come_back() {
         (AppendError::Disk, "disk", "10"),
         (AppendError::QueueFull, "queue_full", "1"),
         (AppendError::ShuttingDown, "shutting_down", "1"),
-        (AppendError::Panic, "panic", "1"),
     ] {
         relay.journal.will(Script::Refuse(error));
         peer.send(post("{}")).await;
@@ -173,5 +172,5 @@ async fn what_the_journal_cannot_keep_is_503_with_the_time_to_come_back() {
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some(retry_after)), "{reason}");
         assert_eq!(relay.unavailable(reason), 1, "{reason}");
     }
-    assert_eq!(relay.outcome("unavailable"), 5);
+    assert_eq!(relay.outcome("unavailable"), 4);
 }
