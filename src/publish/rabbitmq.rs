@@ -34,7 +34,7 @@ use window::Verdict;
 
 /// Records taken over at a time, before confirms get a turn.
 const TAKE_MAX: usize = 256;
-/// The first pause before connecting again is at most this; it doubles.
+/// The first pause before connecting again is at most this. It grows by half each time, so that what is lost beside an outage is half of it at worst.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A connection that lasted this long begins again with the shortest pause.
@@ -159,7 +159,7 @@ impl Publisher {
             if self.refusing(tokio::time::sleep(jittered)).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(PAUSE_MAX);
+            pause = (pause * 3 / 2).min(PAUSE_MAX);
         }
     }
 

@@ -353,7 +353,10 @@ mod tests {
             (RabbitMq { ca_file: Some(missing.clone()), ..config() }, "ca_file"),
             (RabbitMq { ca_file: Some(empty.clone()), ..config() }, "no certificate"),
             (RabbitMq { ca_file: None, certificate_file: Some(empty.clone()), ..config() }, "private_key_file"),
-            (RabbitMq { password: PasswordSource { file: Some(missing.clone()), environment: None }, ..config() }, "password_file"),
+            (
+                RabbitMq { password: PasswordSource { file: Some(missing.clone()), environment: None }, ..config() },
+                "password_file",
+            ),
         ] {
             let config = RabbitMq { urls: vec!["amqps://h/%2f".into()], ..config };
             let error = Access::read(&config).err().unwrap();

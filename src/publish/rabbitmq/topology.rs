@@ -31,10 +31,9 @@ pub(super) async fn declare(connection: &Connection, exchange: &str) -> Result<(
             Err(missing) if code(&missing) == Some(404) => Err(format!(
                 "the exchange \"{exchange}\" is missing, and this user may not declare it: have it made, or grant the \"configure\" right"
             )),
-            Err(error) => Err(format!(
-                "whether the exchange \"{exchange}\" exists is not known: {}",
-                fault::of_command(&error)
-            )),
+            Err(error) => {
+                Err(format!("whether the exchange \"{exchange}\" exists is not known: {}", fault::of_command(&error)))
+            }
         },
         Some(406) => Err(format!(
             "the exchange \"{exchange}\" exists but is not a durable topic exchange, so events may not get where they should: {}",
