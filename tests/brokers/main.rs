@@ -4,4 +4,5 @@
 mod support;
 
 mod infrastructure;
+mod rabbit_sink;
 mod recover;
