@@ -113,7 +113,9 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 fn answer<B>(request: &Request<B>, sources: &Sources) -> Answer {
     let answer: fn(&Request<B>, &Sources) -> Answer = match request.uri().path() {
-        "/metrics" => |_, sources| respond(StatusCode::OK, "text/plain; version=0.0.4", sources.metrics.text(&(sources.rows)())),
+        "/metrics" => {
+            |_, sources| respond(StatusCode::OK, "text/plain; version=0.0.4", sources.metrics.text(&(sources.rows)()))
+        }
         "/livez" => |_, _| respond(StatusCode::OK, PLAIN, "ok\n"),
         "/readyz" => |request, sources| readyz(&sources.health, request.uri().query()),
         "/startupz" => |_, sources| startupz(&sources.health),

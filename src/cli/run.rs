@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::{logging, notice};
 use crate::admin::{Admin, Health, Outputs, Sources};
-use crate::authenticate::{Accounts, Verified, make_secret};
+use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
 use crate::config::{self, Config, Loaded, Problems};
 use crate::ingress::{Ingress, Rooms, Serving};
@@ -154,7 +154,10 @@ impl Relay {
                 Arc::new(move || journal.outputs())
             },
             outputs: outputs.clone(),
-            last_refused: Arc::new(|| None),
+            last_refused: {
+                let accounts = Arc::clone(&accounts);
+                Arc::new(move || accounts.newest_explanation().as_ref().map(last_refused))
+            },
         };
         let admin = Admin::bind(&config.admin, sources).await.map_err(|error| error.to_string())?;
         let publisher = Publisher::start(&config, &journal, &metrics, &outputs, &console)
@@ -221,6 +224,16 @@ impl Relay {
         drop(self.tasks);
         info!("stopped");
     }
+}
+
+/// As the status page and `verify --last` show it.
+fn last_refused(explanation: &Explanation) -> serde_json::Value {
+    serde_json::json!({
+        "at": explanation.at.rfc3339(),
+        "account": explanation.account.as_str(),
+        "reason": explanation.reason.as_str(),
+        "diagnosis": explanation.causes,
+    })
 }
 
 /// Requests that a secret which came later proved genuine: kept last in order, their 401 stands.

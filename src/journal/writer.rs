@@ -61,6 +61,7 @@ pub(super) fn start(
         reopen_at: Instant::now(),
         sequence_min: 1,
         stopping: false,
+        corrupt: None,
     };
     let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
         // Whoever waits for a receipt would wait for ever, and the cause would come again: a new process starts clean.
@@ -83,6 +84,8 @@ struct Writer {
     sequence_min: u64,
     started: (Instant, Timestamp),
     stopping: bool,
+    /// The open file turned out to be corrupt, and how.
+    corrupt: Option<String>,
 }
 
 /// The open file, and what of it is kept in memory.
@@ -225,11 +228,16 @@ impl Writer {
             None => file::lock(path)?,
         };
         let now = clock::now();
-        let opened = match file::open(path, &lock, now) {
+        let size_max = self.options.config.size_max;
+        let opened = match self.corrupt.take() {
+            Some(why) => Err(OpenError::Unreadable(why)),
+            None => file::open(path, size_max, &lock, now),
+        };
+        let opened = match opened {
             Err(OpenError::Unreadable(why)) => match file::set_aside(path, now) {
                 Ok(aside) => {
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
-                    file::open(path, &lock, now)
+                    file::open(path, size_max, &lock, now)
                 }
                 Err(error) => Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display()))),
             },
@@ -250,6 +258,9 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
+        if let Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) = error.sqlite_error_code() {
+            self.corrupt = Some(text.clone());
+        }
         self.shared.health.send_replace(Health::Failing(text));
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);

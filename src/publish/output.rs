@@ -550,11 +550,11 @@ impl Output {
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
-        let lanes = self.lanes.iter().filter_map(Lane::wakes_at);
+        let lanes = self.lanes.iter().filter(|_| self.connected).filter_map(Lane::wakes_at);
         let look = self.looked_at + LOOK_EVERY;
         let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.
-        all.min().unwrap_or(look).max(now + Duration::from_millis(1))
+        all.min().unwrap_or(look).max(now + Duration::from_millis(10))
     }
 }
 

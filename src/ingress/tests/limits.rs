@@ -110,7 +110,7 @@ async fn a_body_over_the_limit_is_413_at_once() {
 
 #[tokio::test]
 async fn who_sends_all_of_an_overlarge_body_before_reading_reads_413_and_no_reset() {
-    let relay = start(|_| {}).await;
+    let relay = start(|limits| limits.deadline = PATIENCE * 2).await;
     let mut peer = relay.connect().await;
     peer.send(post(vec![b'x'; 12 << 20])).await;
     assert_eq!(peer.answer().await.status, 413);
