@@ -25,6 +25,12 @@ fn ready(relay: &Relay) -> Option<u16> {
     relay.get("/readyz").map(|answer| answer.status)
 }
 
+/// What waits for an output, once the journal is open.
+fn pending(relay: &Relay, output: &str) -> f64 {
+    wait_until("/readyz to say 200", Duration::from_secs(10), || ready(relay) == Some(200));
+    relay.metrics().get("sipsim_relay_events_pending", &[("output", output)])
+}
+
 #[test]
 fn sigterm_while_the_brokers_are_away_ends_in_time_and_keeps_what_is_pending() {
     let (_kafka, kafka) = silent_broker();
@@ -45,7 +51,7 @@ fn sigterm_while_the_brokers_are_away_ends_in_time_and_keeps_what_is_pending() {
     }
     relay.run();
     for output in ["kafka", "rabbitmq"] {
-        assert_eq!(relay.metrics().get("sipsim_relay_events_pending", &[("output", output)]), 1.0, "{output}");
+        assert_eq!(pending(&relay, output), 1.0, "{output}");
     }
 }
 
@@ -59,7 +65,7 @@ fn a_second_sigterm_ends_it_at_once() {
     let status = relay.terminate(SLACK);
     assert_eq!(status.code(), Some(0));
     relay.run();
-    assert_eq!(relay.metrics().get("sipsim_relay_events_pending", &[("output", "kafka")]), 1.0);
+    assert_eq!(pending(&relay, "kafka"), 1.0);
 }
 
 #[test]
