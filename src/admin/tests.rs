@@ -14,6 +14,7 @@ use crate::config::Name;
 use crate::ingress::tests::configuration;
 use crate::journal::{self, Counts, OutputRow};
 use crate::metrics::Metrics;
+use crate::publish::{HeldTopic, OutputStatus, Outputs};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -185,6 +186,7 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/outputs/kafka/up", false.into()),
         ("/outputs/kafka/type", "kafka".into()),
         ("/outputs/kafka/pending", 12.into()),
+        ("/outputs/kafka/parked", 3.into()),
         ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
         ("/last_refused/reason", "bad_signature".into()),
     ] {

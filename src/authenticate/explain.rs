@@ -37,7 +37,14 @@ pub(super) struct Explainer {
 
 impl Accounts {
     /// Looks into a refused request, unless another one was within the same second. Returns at once.
-    pub fn explain(self: &Arc<Self>, account: &Arc<Account>, headers: &HeaderMap, body: Option<Bytes>, reason: Refused, now: Timestamp) {
+    pub fn explain(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        headers: &HeaderMap,
+        body: Option<Bytes>,
+        reason: Refused,
+        now: Timestamp,
+    ) {
         if self.explainer.looked_at.swap(now.as_seconds(), Ordering::Relaxed) == now.as_seconds() {
             return;
         }
@@ -67,7 +74,9 @@ impl Accounts {
         let searched = body.filter(|body| body.len() <= BODY_MAX);
         let diagnosis = diagnose(&Evidence::of(headers, searched.unwrap_or_default(), now), &candidates);
         // Without its body nothing can be said of a request but what its headers show.
-        let of_headers = |finding: &&Finding| searched.is_some() || !matches!(finding, Finding::BodyEmpty | Finding::NoSecretFits(_));
+        let of_headers = |finding: &&Finding| {
+            searched.is_some() || !matches!(finding, Finding::BodyEmpty | Finding::NoSecretFits(_))
+        };
         let causes: Vec<String> = diagnosis.findings.iter().filter(of_headers).map(ToString::to_string).collect();
         if reason == Refused::BadSignature && diagnosis.fresh {
             self.log_cause(&account.name, &causes);

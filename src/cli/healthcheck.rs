@@ -36,7 +36,9 @@ pub fn healthcheck(admin: SocketAddr, ready: bool) -> bool {
 pub fn status(admin: SocketAddr) -> Result<serde_json::Value, String> {
     let at = reachable(admin);
     let path = "/api/v1/status";
-    let problem = |problem: &dyn std::fmt::Display| format!("no answer from http://{at}{path} (admin.listen): {problem}; is the relay running?");
+    let problem = |problem: &dyn std::fmt::Display| {
+        format!("no answer from http://{at}{path} (admin.listen): {problem}; is the relay running?")
+    };
     let (status, body) = ask(at, path, LIMIT).map_err(|error| problem(&error))?;
     if status != 200 {
         return Err(problem(&format_args!("status {status}")));

@@ -46,7 +46,11 @@ impl std::fmt::Display for OpenError {
                 path.display()
             ),
             Self::Forbidden(path, error) => {
-                write!(f, "{}: {error}; make it writable for the user of the relay, or change journal.path", path.display())
+                write!(
+                    f,
+                    "{}: {error}; make it writable for the user of the relay, or change journal.path",
+                    path.display()
+                )
             }
             Self::Disk(text) | Self::Unreadable(text) => f.write_str(text),
         }
@@ -81,7 +85,13 @@ pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
 pub(super) fn open(journal: &Path, size_max: u64, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
     if !journal.exists() {
         // SQLite gives its side files the mode of the main one, so this makes all of them 0600.
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(journal).map_err(|e| io_error(journal, e))?;
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(journal)
+            .map_err(|e| io_error(journal, e))?;
     }
     let db = connect(journal, size_max).map_err(|error| sqlite_error(journal, &error))?;
     prepare(&db, now).map_err(|error| match error {

@@ -68,17 +68,31 @@ pub struct About {
 pub enum Outcome {
     Published(Place),
     /// With the reason of `events_parked_total`, and when to try again.
-    Parked { reason: &'static str, detail: String, next_at: Timestamp },
+    Parked {
+        reason: &'static str,
+        detail: String,
+        next_at: Timestamp,
+    },
 }
 
 impl Progress {
     pub fn is_empty(&self) -> bool {
-        self.settled.is_empty() && self.held.is_empty() && self.retried.is_empty() && self.renamed.is_empty() && self.routes.is_none()
+        self.settled.is_empty()
+            && self.held.is_empty()
+            && self.retried.is_empty()
+            && self.renamed.is_empty()
+            && self.routes.is_none()
     }
 }
 
 /// Writes one output's progress into the transaction under way, and its new counts into `row`.
-pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, kept: &Kept, now: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn apply(
+    db: &Connection,
+    progress: &Progress,
+    row: &mut OutputRow,
+    kept: &Kept,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     hold(db, progress, now)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
@@ -117,7 +131,16 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
          WHERE number = ?",
     )?;
     let c = &row.counts;
-    update.execute(params![row.cursor as i64, c.accepted, c.published, c.pending, c.parked, c.discarded, row.progress as i64, row.number])?;
+    update.execute(params![
+        row.cursor as i64,
+        c.accepted,
+        c.published,
+        c.pending,
+        c.parked,
+        c.discarded,
+        row.progress as i64,
+        row.number
+    ])?;
     Ok(())
 }
 

@@ -10,13 +10,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, params};
-use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::file::{self, Lock, OpenError};
 use super::retention::{Limits, Retention};
 use super::seen::Seen;
-use super::{Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, Receipt, Shared, ledger, progress, row};
+use super::{
+    Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, ProgressReply, Receipt, Shared, ledger,
+    progress, row,
+};
 use crate::clock::{self, Timestamp};
 
 /// Events in one commit, at the most: past some hundred the sync is shared so widely that more only adds delay.
@@ -116,7 +118,7 @@ struct Room {
 #[derive(Default)]
 struct Group {
     appends: Vec<Append>,
-    progress: Vec<(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>)>,
+    progress: Vec<(Arc<Progress>, ProgressReply)>,
     bytes: usize,
 }
 
@@ -276,7 +278,11 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
     let (busy, log, done): (i64, i64, i64) =
         db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if busy != 0 {
-        warn!(journal.log_pages = log, journal.checkpointed_pages = done, "a reader kept the journal's log from being checkpointed whole");
+        warn!(
+            journal.log_pages = log,
+            journal.checkpointed_pages = done,
+            "a reader kept the journal's log from being checkpointed whole"
+        );
     }
     Ok(())
 }
@@ -291,8 +297,15 @@ struct Written {
 }
 
 impl Database {
-    fn load(db: Connection, options: &Options, shared: &Shared, sequence_min: u64, now: Timestamp) -> rusqlite::Result<Self> {
-        let highest = |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64);
+    fn load(
+        db: Connection,
+        options: &Options,
+        shared: &Shared,
+        sequence_min: u64,
+        now: Timestamp,
+    ) -> rusqlite::Result<Self> {
+        let highest =
+            |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64);
         let floor = highest("SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'sequence_floor'")?;
         let last = floor
             .max(highest("SELECT max(sequence) FROM events")?)
@@ -310,7 +323,12 @@ impl Database {
             let (name, at): (String, i64) = (row.get(0)?, row.get(1)?);
             // A series for an account that is no longer configured would say nothing.
             if shared.metrics.accounts.last_accepted.remove_label_values(&[&name]).is_ok() {
-                shared.metrics.accounts.last_accepted.with_label_values(&[&name]).set(Timestamp::from_micros(at).as_seconds_f64());
+                shared
+                    .metrics
+                    .accounts
+                    .last_accepted
+                    .with_label_values(&[&name])
+                    .set(Timestamp::from_micros(at).as_seconds_f64());
             }
         }
         drop(rows);
@@ -345,7 +363,8 @@ impl Database {
         self.append(group, options, &mut written, now)?;
         for (progress, _) in &group.progress {
             // One that was kept though its commit seemed to fail is not counted again.
-            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
+            let row =
+                self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
             if let Some(row) = row {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
             }
@@ -364,7 +383,13 @@ impl Database {
         Ok(written)
     }
 
-    fn append(&mut self, group: &Group, options: &Options, written: &mut Written, now: Timestamp) -> rusqlite::Result<()> {
+    fn append(
+        &mut self,
+        group: &Group,
+        options: &Options,
+        written: &mut Written,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
         if group.appends.is_empty() {
             return Ok(());
         }
@@ -446,7 +471,8 @@ impl Database {
             }
         }
         if !self.accounts_dirty.is_empty() && self.seen_accounts_at.elapsed() >= Duration::from_secs(1) {
-            let mut upsert = self.db.prepare_cached("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, ?)")?;
+            let mut upsert =
+                self.db.prepare_cached("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, ?)")?;
             for (name, at) in self.accounts_dirty.drain(..) {
                 upsert.execute(params![name.as_str(), at.as_micros()])?;
             }
@@ -462,7 +488,8 @@ impl Database {
             return;
         }
         self.room.measured_at = Instant::now();
-        let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0).max(0) as u64;
+        let pragma =
+            |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0).max(0) as u64;
         let pages = pragma("page_count").saturating_sub(pragma("freelist_count"));
         let log = std::fs::metadata(file::with_suffix(&shared.path, "-wal")).map_or(0, |file| file.len());
         let bytes = pages * pragma("page_size") + log;
@@ -477,10 +504,12 @@ impl Database {
         let part = bytes as f64 / config.size_max as f64;
         let free = free.unwrap_or(u64::MAX);
         // Once closed, some room must have come back before it opens again.
-        let free_needed = if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
+        let free_needed =
+            if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
         let part_allowed = if closed == Some(AppendError::Full) { RESUME_AT } else { 1.0 };
         let now_closed = if free < free_needed {
-            let text = format!("{} MiB are free on its disk, journal.free_min is {} MiB", free >> 20, config.free_min >> 20);
+            let text =
+                format!("{} MiB are free on its disk, journal.free_min is {} MiB", free >> 20, config.free_min >> 20);
             Some((AppendError::Disk, Health::Failing(text)))
         } else if part >= part_allowed {
             Some((AppendError::Full, Health::Full))
@@ -551,7 +580,11 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
         let event = &append.event;
         if !receipt.duplicate {
             metrics.accounts.accepted.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
-            metrics.accounts.last_accepted.with_label_values(&[event.account.as_str()]).set(event.received_at.as_seconds_f64());
+            metrics
+                .accounts
+                .last_accepted
+                .with_label_values(&[event.account.as_str()])
+                .set(event.received_at.as_seconds_f64());
         }
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }

@@ -334,7 +334,6 @@ impl Lane {
     pub fn open_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
         self.open.iter_mut().filter(|item| !item.row && item.parked.is_none())
     }
-
 }
 
 /// Which of several failures decides: the topic's, then the record's, then the line's.

@@ -9,13 +9,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::books::Books;
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
-use super::books::Books;
 use super::routes::Router;
 use super::window::Window;
-use super::{Place, PublishError, Report, Sink};
-use crate::admin::{HeldTopic, Outputs};
+use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
 use crate::clock;
 use crate::config::OutputName;
 use crate::journal::{Journal, OutputRow, Read, Reader};
@@ -248,7 +247,10 @@ impl Output {
     fn read_rows(&mut self, now: Instant) -> rusqlite::Result<bool> {
         let mut worked = false;
         for lane in &mut self.lanes {
-            if !lane.wants_rows(now, self.books.kept()) || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX {
+            if !lane.wants_rows(now, self.books.kept())
+                || self.in_memory >= EVENTS_MAX
+                || self.bytes_in_memory >= BYTES_MAX
+            {
                 continue;
             }
             let wanted = lane.rows_wanted();
@@ -284,7 +286,8 @@ impl Output {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
             // Pure work on one event: what is wrong with it must not stop the others.
-            let record = catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
+            let record =
+                catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
             worked = true;
             self.open.insert(sequence, lane);
             match record {
@@ -561,7 +564,7 @@ impl Output {
 fn show_held(metrics: &Metrics, output: &OutputName, lane: &mut Lane, held: Option<&'static str>) {
     let topic = Arc::clone(&lane.topic);
     if let Some(was) = lane.shown {
-        let _ = metrics.publish.held.remove_label_values(&[output.as_str(), &topic, was]); // It was set below.
+        metrics.publish.held.with_label_values(&[output.as_str(), &topic, was]).set(0);
     }
     match held {
         Some(reason) => {
