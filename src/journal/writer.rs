@@ -292,6 +292,8 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
 struct Written {
     receipts: Vec<Receipt>,
     accepted: usize,
+    /// Which appends of the group `events.discard` names.
+    discarded: Vec<usize>,
 }
 
 impl Database {
@@ -392,9 +394,9 @@ impl Database {
             return Ok(());
         }
         let first = self.last + 1;
-        let (mut kept, mut discarded) = (0, 0);
+        let mut kept = 0;
         let mut insert = self.db.prepare_cached(row::INSERT)?;
-        for Append { event, .. } in &group.appends {
+        for (place, Append { event, .. }) in group.appends.iter().enumerate() {
             // An import brings its own times, and is asked for on purpose.
             let new = event.replayed || self.seen.note(&self.db, event.signed_at, event.id)?;
             written.receipts.push(Receipt { id: event.id, duplicate: !new, _seal: () });
@@ -404,7 +406,7 @@ impl Database {
             self.last += 1;
             if options.discard.iter().any(|name| name == event.name.as_str()) {
                 discard(&self.db, self.last, event, now)?;
-                discarded += 1;
+                written.discarded.push(place);
                 self.floor = self.last;
             } else {
                 row::insert(&mut insert, self.last, event)?;
@@ -417,6 +419,7 @@ impl Database {
         }
         drop(insert);
         self.seen.save(&self.db, first)?;
+        let discarded = written.discarded.len() as i64;
         if discarded > 0 {
             save_floor(&self.db, self.floor)?;
         }
@@ -569,6 +572,9 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
         shared.committed.send_replace(db.last);
         metrics.journal.commit_duration.observe(took.as_secs_f64());
         metrics.journal.commit_events.observe(written.accepted as f64);
+    }
+    for event in written.discarded.iter().map(|place| &group.appends[*place].event) {
+        metrics.accounts.discarded.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
     }
     for (append, receipt) in group.appends.into_iter().zip(written.receipts) {
         let event = &append.event;

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod contract;
 mod infrastructure;
 mod rabbit_sink;
 mod recover;

@@ -4,5 +4,10 @@
 mod support;
 
 mod accept;
+mod again;
+mod bodies;
 mod observe;
 mod recover;
+mod refuse;
+mod stop;
+mod tidy;
