@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
 mod file;
+pub mod inspect;
 mod ledger;
 mod progress;
 mod reader;

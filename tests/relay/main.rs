@@ -4,5 +4,6 @@
 mod support;
 
 mod accept;
+mod journal;
 mod observe;
 mod recover;

@@ -22,7 +22,7 @@ pub use brokers::{Brokers, Message};
 pub use http::{Answer, Client};
 pub use load::{Load, Sent};
 pub use metrics::Metrics;
-pub use relay::{PATH, Relay, SECRET};
+pub use relay::{PATH, Relay, SECRET, free_address};
 
 /// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
