@@ -17,6 +17,7 @@ use crate::config::{self, OutputName};
 use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
+pub mod export;
 mod file;
 pub mod inspect;
 mod ledger;
@@ -25,6 +26,7 @@ mod reader;
 mod retention;
 mod row;
 mod seen;
+pub mod selection;
 mod writer;
 
 pub use file::OpenError;
