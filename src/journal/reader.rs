@@ -66,16 +66,28 @@ impl Reader {
         })
     }
 
-    /// Up to `limit` held events of a lane behind `after`, in order.
-    pub fn held(&mut self, output: u32, lane: &str, after: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+    /// Which events behind `after` have a row as held ones.
+    pub fn held_behind(&mut self, output: u32, after: u64) -> rusqlite::Result<Vec<u64>> {
+        self.with(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT sequence FROM apart INDEXED BY apart_by_sequence WHERE output = ? AND state = 'held' AND sequence > ?",
+            )?;
+            select.query_map(params![output, after as i64], |row| row.get::<_, i64>(0).map(|n| n as u64))?.collect()
+        })
+    }
+
+    /// Up to `limit` held events of a lane, in order: those after the first number of `span`, up to the second.
+    pub fn held(&mut self, output: u32, lane: &str, span: (u64, u64), limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
         self.with(|db| {
             let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
             let sql = format!(
                 "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'held' AND lane = ? AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
+                 WHERE output = ? AND state = 'held' AND lane = ? AND apart.sequence > ? AND apart.sequence <= ? \
+                 ORDER BY apart.sequence LIMIT ?"
             );
             let mut select = db.prepare_cached(&sql)?;
-            take(select.query(params![output, lane, after as i64, limit])?, bytes)
+            let (after, through) = (span.0 as i64, i64::try_from(span.1).unwrap_or(i64::MAX));
+            take(select.query(params![output, lane, after, through, limit])?, bytes)
         })
     }
 

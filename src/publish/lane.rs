@@ -260,10 +260,10 @@ impl Lane {
         exponential / 2 + exponential.mul_f64(fastrand::f64() / 2.0)
     }
 
-    /// When something may be sent that may not be now.
+    /// When something may be sent that may not be now. While a probe is under way, it is a report that is waited for.
     pub fn wakes_at(&self) -> Option<Instant> {
         match self.mode {
-            Mode::Waiting(until) | Mode::Held(_, until) if self.len() > 0 || self.rows => Some(until),
+            Mode::Waiting(until) | Mode::Held(_, until) if self.open.is_empty() && (self.len() > 0 || self.rows) => Some(until),
             _ => None,
         }
     }
@@ -335,6 +335,11 @@ impl Lane {
         self.open.iter_mut().filter(|item| !item.row && item.parked.is_none())
     }
 
+    /// All in memory that have no row yet.
+    pub fn all_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
+        let all = self.open.iter_mut().chain(&mut self.failed).chain(&mut self.queue);
+        all.filter(|item| !item.row && item.parked.is_none())
+    }
 }
 
 /// Which of several failures decides: the topic's, then the record's, then the line's.

@@ -1,6 +1,6 @@
 //! One output: reads the journal in order, hands events to their lanes, lanes' records to the sink, and what came of them back to the journal.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,6 +83,10 @@ pub(super) struct Output {
     read_through: u64,
     /// Read, and not yet given to a lane.
     ahead: VecDeque<Read>,
+    /// The last event that was given to a lane. Rows behind it are a crash's, and wait until their turn comes.
+    walked_through: u64,
+    /// Events behind the cursor that the last process gave a row.
+    rows_beyond: HashSet<u64>,
     books: Books,
     looked_at: Instant,
     read_again_at: Option<Instant>,
@@ -104,6 +108,8 @@ impl Output {
             window: Window::new(row.cursor),
             read_through: row.cursor,
             ahead: VecDeque::new(),
+            walked_through: row.cursor,
+            rows_beyond: HashSet::new(),
             books: Books::new(&row, now),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
@@ -133,6 +139,7 @@ impl Output {
             while let Ok(report) = self.reports.try_recv() {
                 self.report(report, now);
             }
+            self.books.passed(self.window.cursor());
             self.look(now);
             committed.mark_unchanged();
             let worked = self.connected && self.advance(now);
@@ -141,6 +148,7 @@ impl Output {
             if let Some(deadline) = deadline
                 && (now >= deadline || self.is_done(now, *committed.borrow()))
             {
+                self.let_the_cursor_pass();
                 // What is not kept is sent again by the next start.
                 let _ = self.books.save_now(&self.journal, self.window.cursor()).await;
                 return Ended::Stopped;
@@ -191,13 +199,17 @@ impl Output {
             return Ok(false);
         }
         let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
-        let reads = self.reader.events(after, through, READ_EVENTS, READ_BYTES)?;
+        // Read before the events: so whatever it counts is among them.
+        let committed = *self.journal.committed().borrow();
+        let reads = self.reader.events(after, through, READ_EVENTS.min(EVENTS_MAX - self.window.len()), READ_BYTES)?;
         if reads.is_empty() {
             // A closed span that is read to its end leads to the next one.
             if self.row.spans.iter().any(|span| span.through == Some(through)) {
                 self.read_through = through;
                 return Ok(true);
             }
+            // Numbers whose events were discarded, or never kept: nothing of them is owed.
+            self.read_through = self.read_through.max(committed);
             return Ok(false);
         }
         self.read_through = reads.last().map_or(after, Read::sequence);
@@ -211,6 +223,7 @@ impl Output {
         while let Some(read) = self.ahead.front() {
             let sequence = read.sequence();
             let Read::Event(stored) = read else {
+                self.walked_through = sequence;
                 self.window.read(sequence);
                 self.window.pass(sequence);
                 self.books.corrupt(sequence, false);
@@ -222,11 +235,16 @@ impl Output {
             let topic = self.router.route(&stored.event.account, &stored.event.name);
             let lane = self.lane(&topic, now);
             let lane = &mut self.lanes[lane];
-            let to_rows = lane.rows || lane.is_stuck(now) || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
+            let to_rows = lane.rows || self.rows_beyond.contains(&sequence) || lane.is_stuck(now) || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
             if !to_rows && (!lane.has_room() || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX) {
                 break;
             }
+            if to_rows && !self.books.has_room() {
+                break;
+            }
             worked = true;
+            self.rows_beyond.remove(&sequence);
+            self.walked_through = sequence;
             self.window.read(sequence);
             let Some(Read::Event(stored)) = self.ahead.pop_front() else { break };
             let mut item = Item::new(stored, false, None);
@@ -252,12 +270,17 @@ impl Output {
                 continue;
             }
             let wanted = lane.rows_wanted();
-            let reads = self.reader.held(self.number, &lane.topic, lane.taken_through, wanted, READ_BYTES)?;
+            let span = (lane.taken_through, self.walked_through);
+            let reads = self.reader.held(self.number, &lane.topic, span, wanted, READ_BYTES)?;
             if reads.is_empty() && lane.rows_in <= self.books.kept() {
                 lane.rows = false;
             }
             for read in reads {
                 worked = true;
+                if self.books.is_settled(read.sequence()) {
+                    lane.taken_through = read.sequence(); // The journal has yet to hear of it.
+                    continue;
+                }
                 match read {
                     Read::Event(stored) => {
                         let item = Item::new(stored, true, None);
@@ -450,17 +473,33 @@ impl Output {
         });
     }
 
-    /// Events long in flight get a row each when the window is at its end, so that a crash repeats no more than a window.
+    /// Events long in flight get a row each when others wait for the cursor to pass them, so that the journal hears of those, and a crash
+    /// repeats no more than a window.
     fn slide_past_old_ones(&mut self, now: Instant) {
-        if self.window.len() < EVENTS_MAX {
+        if self.window.len() < EVENTS_MAX && !self.books.awaits_cursor() {
             return;
         }
         for lane in &mut self.lanes {
-            if !lane.is_silent(now, SILENT_AFTER) {
+            if self.connected && !lane.is_silent(now, SILENT_AFTER) {
                 continue;
             }
             let topic = Arc::clone(&lane.topic);
             for item in lane.open_without_row() {
+                self.books.hold(item, &topic, None);
+                self.window.pass(item.sequence());
+            }
+        }
+    }
+
+    /// At an orderly end: what is confirmed is not to be sent again because something before it is not. That gets rows.
+    fn let_the_cursor_pass(&mut self) {
+        self.books.passed(self.window.cursor());
+        if !self.books.awaits_cursor() {
+            return;
+        }
+        for lane in &mut self.lanes {
+            let topic = Arc::clone(&lane.topic);
+            for item in lane.all_without_row() {
                 self.books.hold(item, &topic, None);
                 self.window.pass(item.sequence());
             }
@@ -536,6 +575,7 @@ impl Output {
             self.books.save_now(&self.journal, self.window.cursor()).await?;
             self.row.routes = routes.to_owned();
         }
+        self.rows_beyond = self.reader.held_behind(self.number, self.window.cursor()).map_err(text)?.into_iter().collect();
         for topic in self.reader.held_lanes(self.number).map_err(text)? {
             let lane = self.lane(&topic.into(), Instant::now());
             self.lanes[lane].rows = true;
@@ -550,7 +590,7 @@ impl Output {
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
-        let lanes = self.lanes.iter().filter_map(Lane::wakes_at);
+        let lanes = self.lanes.iter().filter(|_| self.connected).filter_map(Lane::wakes_at);
         let look = self.looked_at + LOOK_EVERY;
         let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.

@@ -4,3 +4,4 @@
 mod support;
 
 mod infrastructure;
+mod recover;

@@ -16,7 +16,10 @@ mod brokers;
 mod http;
 mod load;
 mod metrics;
+pub mod oracle;
 mod relay;
+pub mod scene;
+pub mod whole;
 
 pub use brokers::{Brokers, Message};
 pub use http::{Answer, Client};
