@@ -6,6 +6,7 @@ mod support;
 mod accept;
 mod again;
 mod bodies;
+mod journal;
 mod observe;
 mod recover;
 mod refuse;

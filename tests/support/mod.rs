@@ -29,7 +29,7 @@ pub use http::{Answer, Client};
 pub use load::{Load, Sent};
 pub use metrics::Metrics;
 pub use odd::{EXTRA, Odd, odd_bodies};
-pub use relay::{PATH, Relay, SECRET, program};
+pub use relay::{PATH, Relay, SECRET, free_address, program};
 
 /// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
