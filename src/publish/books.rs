@@ -55,9 +55,9 @@ struct Saving {
 }
 
 impl Books {
-    pub fn new(row: &OutputRow, now: Instant) -> Self {
+    pub fn new(journal: Arc<str>, row: &OutputRow, now: Instant) -> Self {
         Self {
-            next: Progress { output: row.number, number: row.progress + 1, ..Progress::default() },
+            next: Progress::new(journal, row.number, row.progress + 1),
             kept: row.progress,
             saved_cursor: row.cursor,
             saved_at: now,
@@ -210,7 +210,7 @@ impl Books {
     }
 
     fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
-        let following = Progress { output: self.next.output, number: self.next.number + 1, ..Progress::default() };
+        let following = Progress::new(Arc::clone(&self.next.journal), self.next.output, self.next.number + 1);
         let mut progress = std::mem::replace(&mut self.next, following);
         progress.cursor = cursor;
         self.saved_cursor = cursor;

@@ -148,7 +148,8 @@ impl TraceArgs {
 }
 
 fn event_id(text: &str) -> Result<String, &'static str> {
-    let id = EventId::from_text(&text.to_ascii_lowercase()).ok_or("an event's id, such as 2c7a2d09-6f55-8d0e-9b4a-0e5a1f0f2b3c")?;
+    let id = EventId::from_text(&text.to_ascii_lowercase())
+        .ok_or("an event's id, such as 2c7a2d09-6f55-8d0e-9b4a-0e5a1f0f2b3c")?;
     Ok(id.to_string())
 }
 
