@@ -1,5 +1,7 @@
 //! What an output tells the journal, and how the tables take it: rows, cursor, trail and ledger move in one transaction.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, params};
 
 use super::{Kept, OutputRow};
@@ -11,6 +13,8 @@ use crate::publish::Place;
 /// What happened at one output since it last said so.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// Of which file this is told ([`super::Journal::id`]).
+    pub journal: Arc<str>,
     /// The output's number.
     pub output: u32,
     /// Counts up from the last one that the journal has of this output ([`OutputRow::progress`]).

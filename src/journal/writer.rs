@@ -93,6 +93,7 @@ struct Writer {
 /// The open file, and what of it is kept in memory.
 struct Database {
     db: Connection,
+    id: Arc<str>,
     seen: Seen,
     retention: Retention,
     outputs: Vec<OutputRow>,
@@ -247,9 +248,14 @@ impl Writer {
         };
         self.lock = Some(lock);
         let db = opened?;
-        let disk = |error: rusqlite::Error| OpenError::Disk(format!("{}: {error}", path.display()));
-        prove(&db).map_err(disk)?;
-        let database = Database::load(db, &self.options, &self.shared, self.sequence_min, now).map_err(disk)?;
+        let database =
+            prove(&db).and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
+        let database = database.map_err(|error| {
+            if is_corrupt(&error) {
+                self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
+            }
+            OpenError::Disk(format!("{}: {error}", path.display()))
+        })?;
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
         Ok(database)
     }
@@ -260,7 +266,7 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
-        if let Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) = error.sqlite_error_code() {
+        if is_corrupt(error) {
             self.corrupt = Some(text.clone());
         }
         self.shared.health.send_replace(Health::Failing(text));
@@ -270,6 +276,11 @@ impl Writer {
         refuse(&mut group, AppendError::Disk);
         self.reopen_at = Instant::now() + REOPEN_EVERY;
     }
+}
+
+/// The file's content is wrong, which no waiting mends.
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again.
@@ -314,7 +325,8 @@ impl Database {
         db.execute_batch("COMMIT")?;
         let outputs = ledger::read(&db)?;
         let id: String = db.query_row("SELECT value FROM meta WHERE name = 'journal_id'", [], |row| row.get(0))?;
-        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = id.into();
+        let id: Arc<str> = id.into();
+        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&id);
         let mut accounts = db.prepare("SELECT name, last_accepted_at FROM accounts")?;
         let mut rows = accounts.query([])?;
         while let Some(row) = rows.next()? {
@@ -334,6 +346,7 @@ impl Database {
         let long_ago = Instant::now() - MEASURE_EVERY * 20;
         let database = Self {
             db,
+            id,
             seen: Seen::default(),
             retention: Retention::new(),
             outputs,
@@ -360,6 +373,10 @@ impl Database {
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         self.append(group, options, &mut written, now)?;
         for (progress, _) in &group.progress {
+            // What an output did with the events of a file that was set aside meanwhile says nothing of this one's.
+            if *progress.journal != *self.id {
+                continue;
+            }
             // One that was kept though its commit seemed to fail is not counted again.
             let row =
                 self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);

@@ -55,9 +55,9 @@ struct Saving {
 }
 
 impl Books {
-    pub fn new(row: &OutputRow, now: Instant) -> Self {
+    pub fn new(journal: Arc<str>, row: &OutputRow, now: Instant) -> Self {
         Self {
-            next: Progress { output: row.number, number: row.progress + 1, ..Progress::default() },
+            next: Progress { journal, output: row.number, number: row.progress + 1, ..Progress::default() },
             kept: row.progress,
             saved_cursor: row.cursor,
             saved_at: now,
@@ -210,7 +210,13 @@ impl Books {
     }
 
     fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
-        let following = Progress { output: self.next.output, number: self.next.number + 1, ..Progress::default() };
+        let told = &self.next;
+        let following = Progress {
+            journal: Arc::clone(&told.journal),
+            output: told.output,
+            number: told.number + 1,
+            ..Progress::default()
+        };
         let mut progress = std::mem::replace(&mut self.next, following);
         progress.cursor = cursor;
         self.saved_cursor = cursor;

@@ -109,7 +109,7 @@ impl Output {
             ahead: VecDeque::new(),
             walked_through: row.cursor,
             rows_beyond: HashSet::new(),
-            books: Books::new(&row, now),
+            books: Books::new(journal.id(), &row, now),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
             name,
