@@ -253,9 +253,14 @@ impl Writer {
         };
         self.lock = Some(lock);
         let db = opened?;
-        let disk = |error: rusqlite::Error| OpenError::Disk(format!("{}: {error}", path.display()));
-        prove(&db).map_err(disk)?;
-        let database = Database::load(db, &self.options, &self.shared, self.sequence_min, now).map_err(disk)?;
+        let database =
+            prove(&db).and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
+        let database = database.map_err(|error| {
+            if is_corrupt(&error) {
+                self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
+            }
+            OpenError::Disk(format!("{}: {error}", path.display()))
+        })?;
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
         Ok(database)
     }
@@ -266,7 +271,7 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
-        if let Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) = error.sqlite_error_code() {
+        if is_corrupt(error) {
             self.corrupt = Some(text.clone());
         }
         self.shared.health.send_replace(Health::Failing(text));
@@ -276,6 +281,11 @@ impl Writer {
         refuse(&mut group, AppendError::Disk);
         self.reopen_at = Instant::now() + REOPEN_EVERY;
     }
+}
+
+/// The file's content is wrong, which no waiting mends.
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again.
@@ -372,7 +382,7 @@ impl Database {
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         self.append(group, options, &mut written, now)?;
         for (progress, _) in &group.progress {
-            // One that was kept though its commit seemed to fail is not counted again.
+            // What an output did with the events of a file that was set aside meanwhile says nothing of this one's. One that was kept though its commit seemed to fail is not counted again.
             let row = self.outputs.iter_mut().find(|row| row.number == progress.output && progress.journal == self.id);
             written.known.push(row.is_some());
             if let Some(row) = row.filter(|row| row.progress < progress.number) {

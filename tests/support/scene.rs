@@ -127,6 +127,12 @@ impl Scene {
         Load::start(&self.relay, clients, oracle::body)
     }
 
+    /// Numbers begin at `first` (a multiple of 12, so that kinds and keys stay with them), for a second load that must not repeat the first.
+    pub fn load_from(&self, clients: usize, first: usize) -> Load {
+        let first = first - first % 12;
+        Load::start(&self.relay, clients, move |client, number| oracle::body(client, first + number))
+    }
+
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.relay.metrics().get(&format!("sipsim_relay_{name}"), labels)
     }
@@ -195,6 +201,31 @@ impl Scene {
         };
         assert_eq!(ledger, expected, "the ledger of {output}: {verdict}");
     }
+}
+
+/// So many kill -9 under load, at moments that the seed decides: from a relay's first milliseconds to well into its work.
+pub fn kills(name: &str, count: usize, seed: u64) {
+    eprintln!("{count} kills, seed {seed}");
+    let mut scene = Scene::start(name, "");
+    let load = scene.load(8);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for kill in 0..count {
+        let more = load.accepted() + random.u64(1..400);
+        wait_until("some more events to be accepted", Duration::from_secs(60), || load.accepted() >= more);
+        // Kafka connects later than RabbitMQ; half of the kills are to hit it at work too.
+        if kill % 2 == 0 {
+            let output = ("output", "kafka");
+            wait_until("Kafka to be at work", Duration::from_secs(60), || {
+                scene.relay.metrics().sum("sipsim_relay_events_published_total", &[output]) > 0.0
+            });
+            let more = load.accepted() + random.u64(1..400);
+            wait_until("some more events to be accepted", Duration::from_secs(60), || load.accepted() >= more);
+        }
+        scene.relay.restart();
+    }
+    let sent = load.stop();
+    scene.drained(&["kafka", "rabbitmq"], Duration::from_secs(120));
+    scene.judge(&sent, count);
 }
 
 /// Every answer was a 2xx, within the two seconds that SIPSIM gives.
