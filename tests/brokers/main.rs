@@ -5,5 +5,6 @@ mod support;
 
 mod contract;
 mod infrastructure;
+mod odd;
 mod rabbit_sink;
 mod recover;
