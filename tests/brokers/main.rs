@@ -5,3 +5,4 @@ mod support;
 
 mod infrastructure;
 mod recover;
+mod recover_disk;

@@ -13,6 +13,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 mod brokers;
+pub mod disk;
 mod http;
 mod load;
 mod metrics;
