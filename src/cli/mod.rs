@@ -80,7 +80,7 @@ Exit 0 if the signature matches, whatever its age; with --fresh only within the 
     Healthcheck(HealthcheckArgs),
     /// Look into the journal
     #[command(subcommand)]
-    Journal(JournalCommand),
+    Journal(journal::JournalCommand),
     /// Print completions for a shell
     #[command(
         after_help = "Example: sipsim-relay completions bash > ~/.local/share/bash-completion/completions/sipsim-relay"
@@ -196,16 +196,6 @@ pub struct HealthcheckArgs {
     pub admin: Option<SocketAddr>,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum JournalCommand {
-    /// Sizes, the ledger, and what still waits, per output and topic
-    Status {
-        /// For people, or for scripts
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
-    },
-}
-
 /// For people, or for scripts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -239,7 +229,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Sign(args) => sign(&args),
         Command::Verify(args) => verify(config, &args),
         Command::Healthcheck(args) => healthcheck(config, &args),
-        Command::Journal(JournalCommand::Status { format }) => journal::status(config, format == Format::Json),
+        Command::Journal(command) => journal::journal(config, &command),
         Command::Completions { shell } => completions(shell),
     };
     match ended {

@@ -15,7 +15,7 @@ use crate::clock::Timestamp;
 /// "sprj" in ASCII: tells our files from other programs' SQLite files.
 const APPLICATION_ID: i32 = 0x7370_726a;
 /// The tables of `schema.sql`. A file of a higher format can be read by us if its `readable_by` is not higher than this.
-const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 1;
 /// As good as any other size for rows of half a kilobyte (DESIGN §8).
 const PAGE_BYTES: u32 = 8192;
 /// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 8 MiB, or a sixteenth of a small journal, since the log

@@ -17,13 +17,16 @@ use crate::config::{self, OutputName};
 use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
+pub mod export;
 mod file;
+pub mod inspect;
 mod ledger;
 mod progress;
 mod reader;
 mod retention;
 mod row;
 mod seen;
+pub mod selection;
 mod writer;
 
 pub use file::OpenError;

@@ -11,9 +11,9 @@ use crate::normalize::{EventId, EventName};
 use crate::publish::Place;
 
 /// What happened at one output since it last said so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
-    /// Of which file this is told ([`super::Journal::id`]).
+    /// The id of the journal that it was read from ([`super::Journal::id`]): what is said of one file is never noted in another.
     pub journal: Arc<str>,
     /// The output's number.
     pub output: u32,
@@ -80,6 +80,21 @@ pub enum Outcome {
 }
 
 impl Progress {
+    /// Nothing yet.
+    pub fn new(journal: Arc<str>, output: u32, number: u64) -> Self {
+        Self {
+            journal,
+            output,
+            number,
+            cursor: 0,
+            settled: Vec::new(),
+            held: Vec::new(),
+            retried: Vec::new(),
+            renamed: Vec::new(),
+            routes: None,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.settled.is_empty()
             && self.held.is_empty()
@@ -103,16 +118,10 @@ pub(super) fn apply(
         trail(db, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
-        "UPDATE apart SET attempts = ?, next_at = ?, reason = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
+        "UPDATE apart SET attempts = ?, next_at = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
     )?;
     for apart in &progress.retried {
-        retry.execute(params![
-            apart.attempts,
-            apart.next_at.as_micros(),
-            apart.reason,
-            progress.output,
-            apart.sequence as i64
-        ])?;
+        retry.execute(params![apart.attempts, apart.next_at.as_micros(), progress.output, apart.sequence as i64])?;
     }
     let mut rename =
         db.prepare_cached("UPDATE apart SET lane = ? WHERE output = ? AND sequence = ? AND state = 'held'")?;

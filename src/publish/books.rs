@@ -57,7 +57,7 @@ struct Saving {
 impl Books {
     pub fn new(journal: Arc<str>, row: &OutputRow, now: Instant) -> Self {
         Self {
-            next: Progress { journal, output: row.number, number: row.progress + 1, ..Progress::default() },
+            next: Progress::new(journal, row.number, row.progress + 1),
             kept: row.progress,
             saved_cursor: row.cursor,
             saved_at: now,
@@ -210,13 +210,7 @@ impl Books {
     }
 
     fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
-        let told = &self.next;
-        let following = Progress {
-            journal: Arc::clone(&told.journal),
-            output: told.output,
-            number: told.number + 1,
-            ..Progress::default()
-        };
+        let following = Progress::new(Arc::clone(&self.next.journal), self.next.output, self.next.number + 1);
         let mut progress = std::mem::replace(&mut self.next, following);
         progress.cursor = cursor;
         self.saved_cursor = cursor;

@@ -162,7 +162,7 @@ pub trait Sink: Send {
 }
 
 /// What an operator does about a held topic, for the log.
-fn mend(reason: &str) -> &'static str {
+pub(crate) fn mend(reason: &str) -> &'static str {
     match reason {
         "topic_missing" => "the broker has no such topic or exchange; make it (`sipsim-relay topics --create --yes`)",
         "forbidden" => "the broker does not let us write to it; grant the right",

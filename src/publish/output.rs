@@ -608,7 +608,7 @@ impl Output {
 fn show_held(metrics: &Metrics, output: &OutputName, lane: &mut Lane, held: Option<&'static str>) {
     let topic = Arc::clone(&lane.topic);
     if let Some(was) = lane.shown {
-        let _ = metrics.publish.held.remove_label_values(&[output.as_str(), &topic, was]); // It was set below.
+        metrics.publish.held.with_label_values(&[output.as_str(), &topic, was]).set(0);
     }
     match held {
         Some(reason) => {

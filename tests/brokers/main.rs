@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod contract;
 mod infrastructure;
+mod rabbit_sink;
 mod recover;
 mod recover_disk;

@@ -93,7 +93,8 @@ fn events_that_a_full_queue_refuses_wait_until_it_has_room() {
     let scene = Scene::prepare("nack", "");
     let kinds = ["tags", "incoming_call_start"];
     for kind in kinds {
-        scene.make_queue(kind, "{}");
+        // A classic one: a quorum queue took over 10 s to hear of a changed limit.
+        scene.make_queue(kind, r#"{"x-queue-type":"classic"}"#);
         scene.bind(kind, kind);
     }
     scene.limit_queue("tags", Some(100));
