@@ -73,8 +73,10 @@ impl Retention {
         }
         drop(rows);
         let mut delete = db.prepare_cached("DELETE FROM events WHERE sequence = ?")?;
+        let mut delete_given_up = db.prepare_cached("DELETE FROM given_up WHERE sequence = ?")?;
         for sequence in &old {
             delete.execute([sequence])?;
+            delete_given_up.execute([sequence])?;
         }
         Ok((old.len(), old.last().map_or(0, |last| *last as u64)))
     }

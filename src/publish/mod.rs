@@ -16,6 +16,7 @@ mod lane;
 mod output;
 mod publisher;
 pub mod rabbitmq;
+mod replay;
 pub mod routes;
 pub mod topology;
 mod window;

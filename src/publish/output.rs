@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
+use super::replay::Replays;
 use super::books::Books;
 use super::routes::Router;
 use super::window::Window;
@@ -60,34 +61,37 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Output {
-    name: OutputName,
-    number: u32,
+    pub(super) name: OutputName,
+    pub(super) number: u32,
     row: OutputRow,
-    sink: Box<dyn Sink>,
+    pub(super) sink: Box<dyn Sink>,
     reports: UnboundedReceiver<Report>,
-    journal: Journal,
+    pub(super) journal: Journal,
     journal_id: Arc<str>,
-    reader: Reader,
-    encoder: Encoder,
-    router: Router,
-    metrics: Arc<Metrics>,
+    pub(super) reader: Reader,
+    pub(super) encoder: Encoder,
+    pub(super) router: Router,
+    pub(super) metrics: Arc<Metrics>,
     status: Outputs,
-    stop: watch::Receiver<Option<Instant>>,
-    connected: bool,
-    lanes: Vec<Lane>,
+    pub(super) stop: watch::Receiver<Option<Instant>>,
+    pub(super) connected: bool,
+    pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
-    open: HashMap<u64, usize>,
-    in_memory: usize,
-    bytes_in_memory: usize,
-    window: Window,
+    pub(super) open: HashMap<u64, usize>,
+    pub(super) in_memory: usize,
+    pub(super) bytes_in_memory: usize,
+    pub(super) window: Window,
     read_through: u64,
     /// Read, and not yet given to a lane.
-    ahead: VecDeque<Read>,
+    pub(super) ahead: VecDeque<Read>,
     /// The last event that was given to a lane. Rows behind it are a crash's, and wait until their turn comes.
     walked_through: u64,
     /// Events behind the cursor that the last process gave a row.
     rows_beyond: HashSet<u64>,
-    books: Books,
+    pub(super) books: Books,
+    /// Given up by order: behind the reading, ahead, or in flight.
+    pub(super) given_up: HashSet<u64>,
+    pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
 }
@@ -111,6 +115,8 @@ impl Output {
             walked_through: row.cursor,
             rows_beyond: HashSet::new(),
             books: Books::new(&row, now),
+            given_up: HashSet::new(),
+            replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
             name,
@@ -130,6 +136,7 @@ impl Output {
     pub async fn run(mut self) -> Ended {
         let mut committed = self.journal.committed();
         let mut stop = self.stop.clone();
+        self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
         self.name_lanes_anew().await;
         loop {
             let now = Instant::now();
@@ -186,6 +193,7 @@ impl Output {
         for lane in 0..self.lanes.len() {
             worked |= self.send(lane, now);
         }
+        worked |= self.replay(now);
         worked
     }
 
@@ -213,6 +221,7 @@ impl Output {
             return Ok(false);
         }
         self.read_through = reads.last().map_or(after, Read::sequence);
+        self.given_up.extend(self.reader.given_up(self.number, after, self.read_through)?);
         self.ahead.extend(reads);
         Ok(true)
     }
@@ -222,6 +231,14 @@ impl Output {
         let mut worked = false;
         while let Some(read) = self.ahead.front() {
             let sequence = read.sequence();
+            if self.given_up.remove(&sequence) {
+                self.walked_through = sequence;
+                self.window.read(sequence);
+                self.window.pass(sequence);
+                self.ahead.pop_front();
+                worked = true;
+                continue;
+            }
             let Read::Event(stored) = read else {
                 self.walked_through = sequence;
                 self.window.read(sequence);
@@ -348,6 +365,9 @@ impl Output {
     }
 
     fn delivered(&mut self, sequence: u64, place: Place, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Ok(place), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         let lane = &mut self.lanes[lane];
         let Some(item) = lane.delivered(sequence, now) else { return };
@@ -366,6 +386,9 @@ impl Output {
     }
 
     fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Err(error), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         self.count_failure(&error);
         if let PublishError::Unknown(code) | PublishError::Suspect(code) = &error {
@@ -401,7 +424,7 @@ impl Output {
         self.books.park(item, &lane.topic, reason, detail);
     }
 
-    fn count_failure(&self, error: &PublishError) {
+    pub(super) fn count_failure(&self, error: &PublishError) {
         if *error != PublishError::Withdrawn {
             self.metrics.publish.failures.with_label_values(&[self.name.as_str(), error.reason()]).inc();
         }
@@ -443,6 +466,7 @@ impl Output {
             return;
         }
         self.looked_at = now;
+        self.give_up();
         for lane in 0..self.lanes.len() {
             if self.connected {
                 self.unload_if_stuck(lane, now);
@@ -586,7 +610,7 @@ impl Output {
     /// All is published that can be without an operator.
     fn is_done(&self, now: Instant, committed: u64) -> bool {
         let owed = self.row.owed_after(self.read_through).is_some_and(|(after, _)| after < committed);
-        self.ahead.is_empty() && !owed && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
+        self.replays.is_idle() && self.ahead.is_empty() && !owed && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
