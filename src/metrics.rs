@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::config::Config;
-use crate::journal::OutputRow;
 use crate::normalize::Known;
 
 /// The values of the label `outcome` of `webhooks_total`.
@@ -158,17 +157,19 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The Prometheus text of all series, with the outputs as the journal has them: all of one moment, so that the ledger adds up.
-    pub fn text(&self, outputs: &[OutputRow]) -> Vec<u8> {
+    /// The Prometheus text of all series, with each output's counts in the order of [`LEDGER_STATES`]: all of one moment, so that the ledger
+    /// adds up.
+    pub fn text<'a>(&self, outputs: impl IntoIterator<Item = (&'a str, [i64; LEDGER_STATES.len()])>) -> Vec<u8> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        for row in outputs {
-            for (state, count) in LEDGER_STATES.into_iter().zip(row.counts.by_state()) {
-                self.publish.ledger.with_label_values(&[row.name.as_str(), state]).set(count);
+        for (output, counts) in outputs {
+            for (state, count) in LEDGER_STATES.into_iter().zip(counts) {
+                self.publish.ledger.with_label_values(&[output, state]).set(count);
             }
-            self.publish.pending.with_label_values(&[row.name.as_str()]).set(row.counts.pending);
-            self.publish.parked.with_label_values(&[row.name.as_str()]).set(row.counts.parked);
-            if row.counts.pending == 0 {
-                self.publish.oldest_pending_age.with_label_values(&[row.name.as_str()]).set(0.0);
+            let [_, _, pending, parked, _] = counts;
+            self.publish.pending.with_label_values(&[output]).set(pending);
+            self.publish.parked.with_label_values(&[output]).set(parked);
+            if pending == 0 {
+                self.publish.oldest_pending_age.with_label_values(&[output]).set(0.0);
             }
         }
         let mut text = Vec::with_capacity(64 * 1024);
@@ -267,7 +268,12 @@ impl AccountMetrics {
                 "When a webhook was last accepted; kept across restarts.",
                 &["account"],
             ),
-            accepted: int_counter_vec(r, "events_accepted_total", "Events written to the journal.", &["account", "event"]),
+            accepted: int_counter_vec(
+                r,
+                "events_accepted_total",
+                "Events written to the journal.",
+                &["account", "event"],
+            ),
             discarded: int_counter_vec(
                 r,
                 "events_discarded_total",

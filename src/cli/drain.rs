@@ -42,10 +42,12 @@ pub fn drain(file: Option<&Path>, timeout: Duration) -> Result<bool, String> {
     // One that is not there would be made, and one that cannot be read set aside for a new one: neither is what was asked for.
     Inspector::open(&config.journal.path).map_err(|problem| format!("journal.path: {problem}"))?;
     let metrics = Metrics::new(&config);
-    let (journal, writer) = Journal::open(options(&config), Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
+    let (journal, writer) =
+        Journal::open(options(&config), Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
     let console: ConsoleWriter = Arc::new(|| Box::new(std::io::stdout()));
     let statuses = Default::default();
-    let publisher = Publisher::start(&config, &journal, &metrics, &statuses, &console).map_err(|error| format!("cannot start a thread: {error}"))?;
+    let publisher = Publisher::start(&config, &journal, &metrics, &statuses, &console)
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -91,7 +93,8 @@ async fn wait(config: &Config, journal: &Journal, timeout: Duration) -> Ended {
             requeue(config, journal, &rows);
         }
         if open {
-            let orders = Inspector::open(journal.path()).map(|inspector| (inspector.orders_waiting().unwrap_or(1), replays(&inspector)));
+            let orders = Inspector::open(journal.path())
+                .map(|inspector| (inspector.orders_waiting().unwrap_or(1), replays(&inspector)));
             let busy = orders.as_ref().map_or(1, |(orders, replays)| orders + replays);
             let now = (left(&rows), busy);
             if now == (0, 0) {
@@ -117,7 +120,8 @@ fn requeue(config: &Config, journal: &Journal, rows: &[OutputRow]) {
     for row in rows.iter().filter(|row| !row.removed && row.counts.parked > 0) {
         if config.outputs.iter().any(|output| output.name.as_str() == row.name) {
             // Where it cannot be written they are tried at their own time.
-            let _ = orders::give(journal.path(), Command::Requeue, Some(&row.name), &Selection::default(), clock::now());
+            let _ =
+                orders::give(journal.path(), Command::Requeue, Some(&row.name), &Selection::default(), clock::now());
         }
     }
 }
@@ -133,7 +137,9 @@ fn left(rows: &[OutputRow]) -> i64 {
 
 /// Whether anything is left that a configured output may still publish: not what a removed one owes, and not what is corrupt.
 fn can_move(rows: &[OutputRow], journal: &Journal) -> bool {
-    let Ok(counts) = Inspector::open(journal.path()).map_err(drop).and_then(|inspector| inspector.apart_counts().map_err(drop)) else {
+    let Ok(counts) =
+        Inspector::open(journal.path()).map_err(drop).and_then(|inspector| inspector.apart_counts().map_err(drop))
+    else {
         return true; // Nobody knows; the time will tell.
     };
     rows.iter().filter(|row| !row.removed).any(|row| {

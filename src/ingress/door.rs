@@ -13,6 +13,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use super::body::{self, DRAIN_BYTES_MAX, Leftover};
 use super::budget::Budget;
@@ -20,11 +21,11 @@ use super::connection::Malformed;
 use super::refusal::{Answer, Refusal, Unavailable, accepted};
 use super::registry::{Registry, Watched};
 use super::tally::Tally;
-use crate::authenticate::Accounts;
+use crate::authenticate::{Account, Accounts, Refused, Verified};
 use crate::clock;
 use crate::config::AccountName;
 use crate::journal::{AppendError, Journal, Receipt};
-use crate::normalize::{Event, normalize};
+use crate::normalize::{Event, normalize, undecoded};
 
 /// Where events are kept. The journal is the only one; tests script its answers.
 pub trait Keep: Send + Sync + 'static {
@@ -109,15 +110,21 @@ impl<K: Keep> Door<K> {
             return Err(Refusal::Method);
         }
         arrival.account = Some(account.name().clone());
-        let claims = account.claims(&arrival.head.headers)?; // Presence and form, before any body.
+        let claims = account.claims(&arrival.head.headers); // Presence and form, before any body.
+        let claims = claims.map_err(|refused| self.explained(account, &arrival.head, None, refused))?;
         let body = self.read(arrival).await?;
         let now = clock::now();
-        let event = unless_panicking(|| {
-            let verified = claims.with_body(body, now).verify(now)?;
-            Ok(normalize(verified, &self.rooms.extra)) // Cannot fail: DESIGN §1.3.
-        })?;
+        let verified = unless_panicking(|| claims.with_body(body.clone(), now).verify(now))?;
+        let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
+        let event = event_of(verified, |verified| normalize(verified, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
         Ok(kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??)
+    }
+
+    /// A refusal that an operator can ask about.
+    fn explained(&self, account: &Arc<Account>, head: &Parts, body: Option<bytes::Bytes>, refused: Refused) -> Refusal {
+        self.rooms.accounts.explain(account, &head.headers, body, refused, clock::now());
+        refused.into()
     }
 
     async fn read(&self, arrival: &mut Arrival) -> Result<bytes::Bytes, Refusal> {
@@ -182,10 +189,19 @@ fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>,
     (Some(Leftover::new(body)), is_too_long)
 }
 
+/// What is kept of a verified request. Should `normalize` panic, the request is kept as it came: it is genuine, and ours is the fault.
+fn event_of(verified: Verified, normalize: impl FnOnce(Verified) -> Event) -> Result<Event, Refusal> {
+    let as_it_came = verified.clone();
+    unless_panicking(|| normalize(verified)).or_else(|_| {
+        warn!(account.name = %as_it_came.account, "reading a genuine webhook failed by a fault in the relay itself; it is kept as `unknown`. Please report it");
+        unless_panicking(|| undecoded(as_it_came))
+    })
+}
+
 /// Runs pure work on one request. A panic in it is that request's alone.
-fn unless_panicking<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+fn unless_panicking<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
     // Nothing of the work is used after a panic: what it owned is gone with it, and the rest it only reads.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Refusal::Unavailable(Unavailable::Panic)))
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Refusal::Unavailable(Unavailable::Panic))
 }
 
 #[cfg(test)]
@@ -194,7 +210,14 @@ mod tests {
 
     #[test]
     fn a_panic_on_one_event_is_an_answer() {
-        let refused = unless_panicking(|| -> Result<(), Refusal> { panic!("on purpose, by a test") });
-        assert_eq!(refused, Err(Refusal::Unavailable(Unavailable::Panic)));
+        let refused = unless_panicking(|| panic!("on purpose, by a test"));
+        assert_eq!(refused, Err::<(), _>(Refusal::Unavailable(Unavailable::Panic)));
+    }
+
+    #[test]
+    fn a_genuine_event_survives_a_panic_of_its_reader_undecoded() {
+        let verified = Verified::for_test("default", 1_736_937_000, br#"{"event":"sms"}"#);
+        let event = event_of(verified, |_| panic!("on purpose, by a test")).expect("it is kept");
+        assert_eq!((event.name.as_str(), &event.body[..]), ("unknown", &br#"{"event":"sms"}"#[..]));
     }
 }

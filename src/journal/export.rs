@@ -76,7 +76,10 @@ pub fn write(stored: &Stored, journal: &str) -> String {
 pub fn read(text: &str) -> Result<Event, String> {
     // serde's own message may quote a value.
     let line: Line = serde_json::from_str(text).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => format!("not a line of `journal export` (a key is missing, unknown or of another type, at column {})", error.column()),
+        serde_json::error::Category::Data => format!(
+            "not a line of `journal export` (a key is missing, unknown or of another type, at column {})",
+            error.column()
+        ),
         _ => format!("not JSON, at column {}", error.column()),
     })?;
     let body = match (line.body, line.body_base64) {
@@ -87,9 +90,14 @@ pub fn read(text: &str) -> Result<Event, String> {
     let account = Name::new(&line.account).ok_or("account is not a name")?;
     let id = EventId::of(&account, &body);
     if id.to_string() != line.id {
-        return Err(format!("the body is not the one that was exported: its id would be {id}, the line says {}", line.id));
+        return Err(format!(
+            "the body is not the one that was exported: its id would be {id}, the line says {}",
+            line.id
+        ));
     }
-    let status = |text: String| CallStatus::ALL.into_iter().find(|status| status.as_str() == text).ok_or("call_status is not known");
+    let status = |text: String| {
+        CallStatus::ALL.into_iter().find(|status| status.as_str() == text).ok_or("call_status is not known")
+    };
     Ok(Event {
         id,
         name: EventName::from_stored(&line.event),

@@ -99,7 +99,10 @@ pub(super) fn configure(db: &Connection, configured: &[OutputName], last: u64, n
         let wanted = configured.iter().any(|name| name.as_str() == row.name);
         if !wanted && !row.removed {
             db.execute("UPDATE outputs SET removed_at = ? WHERE number = ?", params![now.as_micros(), row.number])?;
-            db.execute("UPDATE spans SET through = ? WHERE output = ? AND through IS NULL", params![last as i64, row.number])?;
+            db.execute(
+                "UPDATE spans SET through = ? WHERE output = ? AND through IS NULL",
+                params![last as i64, row.number],
+            )?;
         }
         if wanted && row.removed {
             db.execute("UPDATE outputs SET removed_at = NULL WHERE number = ?", [row.number])?;

@@ -44,6 +44,7 @@ const APPENDS_WAITING_MAX: usize = 4096;
 /// Proof that an event is synced to disk. Only [`Journal::append`] makes one.
 #[must_use]
 #[derive(Clone, Debug)]
+#[expect(clippy::manual_non_exhaustive, reason = "the seal keeps this crate's other rooms from making one, too")]
 pub struct Receipt {
     pub id: EventId,
     /// The very same request was accepted before; it is not forwarded again.
@@ -124,9 +125,11 @@ struct Shared {
 
 enum Message {
     Append(Box<Append>),
-    Progress(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>),
+    Progress(Arc<Progress>, ProgressReply),
     Stop,
 }
+
+type ProgressReply = oneshot::Sender<Result<(), AppendError>>;
 
 struct Append {
     event: Event,

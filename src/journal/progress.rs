@@ -81,21 +81,37 @@ impl About {
 pub enum Outcome {
     Published(Place),
     /// With the reason of `events_parked_total`, and when to try again.
-    Parked { reason: &'static str, detail: String, next_at: Timestamp },
+    Parked {
+        reason: &'static str,
+        detail: String,
+        next_at: Timestamp,
+    },
     /// By order of `journal replay`; not in the ledger.
     Replayed(Place),
     /// The broker does not take it again.
-    NotReplayed { reason: &'static str },
+    NotReplayed {
+        reason: &'static str,
+    },
 }
 
 impl Progress {
     pub fn is_empty(&self) -> bool {
-        self.settled.is_empty() && self.held.is_empty() && self.retried.is_empty() && self.renamed.is_empty() && self.routes.is_none()
+        self.settled.is_empty()
+            && self.held.is_empty()
+            && self.retried.is_empty()
+            && self.renamed.is_empty()
+            && self.routes.is_none()
     }
 }
 
 /// Writes one output's progress into the transaction under way, and its new counts into `row`.
-pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, kept: &Kept, now: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn apply(
+    db: &Connection,
+    progress: &Progress,
+    row: &mut OutputRow,
+    kept: &Kept,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     hold(db, progress, now)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
@@ -134,7 +150,16 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
          WHERE number = ?",
     )?;
     let c = &row.counts;
-    update.execute(params![row.cursor as i64, c.accepted, c.published, c.pending, c.parked, c.discarded, row.progress as i64, row.number])?;
+    update.execute(params![
+        row.cursor as i64,
+        c.accepted,
+        c.published,
+        c.pending,
+        c.parked,
+        c.discarded,
+        row.progress as i64,
+        row.number
+    ])?;
     Ok(())
 }
 
@@ -160,7 +185,8 @@ fn settle(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     if matches!(settlement.outcome, Outcome::Replayed(_) | Outcome::NotReplayed { .. }) {
-        let mut delete = db.prepare_cached("DELETE FROM apart WHERE output = ? AND state = 'replay' AND lane = '' AND sequence = ?")?;
+        let mut delete = db
+            .prepare_cached("DELETE FROM apart WHERE output = ? AND state = 'replay' AND lane = '' AND sequence = ?")?;
         delete.execute(params![output, settlement.sequence as i64])?;
         return Ok(());
     }
@@ -169,7 +195,8 @@ fn settle(
         return Ok(());
     }
     if settlement.has_row {
-        let mut delete = db.prepare_cached("DELETE FROM apart WHERE sequence = ? AND output = ? AND state <> 'replay'")?;
+        let mut delete =
+            db.prepare_cached("DELETE FROM apart WHERE sequence = ? AND output = ? AND state <> 'replay'")?;
         if delete.execute(params![settlement.sequence as i64, output])? == 0 {
             return Ok(());
         }

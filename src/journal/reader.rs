@@ -77,7 +77,14 @@ impl Reader {
     }
 
     /// Up to `limit` held events of a lane, in order: those after the first number of `span`, up to the second.
-    pub fn held(&mut self, output: u32, lane: &str, span: (u64, u64), limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+    pub fn held(
+        &mut self,
+        output: u32,
+        lane: &str,
+        span: (u64, u64),
+        limit: usize,
+        bytes: usize,
+    ) -> rusqlite::Result<Vec<Read>> {
         self.with(|db| {
             let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
             let sql = format!(
@@ -117,7 +124,8 @@ impl Reader {
                 let mut select = db.prepare_cached(
                     "SELECT received_at FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 1",
                 )?;
-                oldest = select.query_row(params![after as i64, through as i64], |row| row.get::<_, i64>(0)).optional()?;
+                oldest =
+                    select.query_row(params![after as i64, through as i64], |row| row.get::<_, i64>(0)).optional()?;
             }
             let mut select = db.prepare_cached(
                 "SELECT received_at FROM apart JOIN events ON events.sequence = apart.sequence \

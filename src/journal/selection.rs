@@ -96,7 +96,10 @@ pub struct Standings {
 impl Standings {
     pub fn new(apart: Vec<ApartEntry>, given_up: Vec<(u32, u64)>) -> Self {
         let apart = apart.into_iter().filter(|row| row.state == "held" || row.state == "parked");
-        Self { apart: apart.map(|row| ((row.output, row.sequence), row)).collect(), given_up: given_up.into_iter().collect() }
+        Self {
+            apart: apart.map(|row| ((row.output, row.sequence), row)).collect(),
+            given_up: given_up.into_iter().collect(),
+        }
     }
 
     /// How an event stands at an output; `None` if it was accepted while this output was not configured.
@@ -190,7 +193,8 @@ mod tests {
             attempts: 0,
             next_at: Timestamp::default(),
         };
-        let standings = Standings::new(vec![apart("held", 6), apart("parked", 11), apart("replay", 7)], vec![(1, 8), (2, 9)]);
+        let standings =
+            Standings::new(vec![apart("held", 6), apart("parked", 11), apart("replay", 7)], vec![(1, 8), (2, 9)]);
         let of = |sequence| standings.of(&output, sequence).map(State::as_str);
         let expected = [None, Some("published"), Some("held"), Some("published"), Some("discarded"), Some("published")];
         assert_eq!([4, 5, 6, 7, 8, 9].map(of), expected);

@@ -10,14 +10,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, params};
-use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::file::{self, Lock, OpenError};
 use super::retention::{Limits, Retention};
 use super::seen::Seen;
 use super::{
-    Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, Receipt, Shared, ledger, orders, progress, row,
+    Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, ProgressReply, Receipt, Shared, ledger,
+    orders, progress, row,
 };
 use crate::clock::{self, Timestamp};
 
@@ -68,6 +68,7 @@ pub(super) fn start(
         reopen_at: Instant::now(),
         sequence_min: 1,
         stopping: false,
+        corrupt: None,
     };
     let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
         // Whoever waits for a receipt would wait for ever, and the cause would come again: a new process starts clean.
@@ -90,6 +91,8 @@ struct Writer {
     sequence_min: u64,
     started: (Instant, Timestamp),
     stopping: bool,
+    /// The open file turned out to be corrupt, and how.
+    corrupt: Option<String>,
 }
 
 /// The open file, and what of it is kept in memory.
@@ -123,7 +126,7 @@ struct Room {
 #[derive(Default)]
 struct Group {
     appends: Vec<Append>,
-    progress: Vec<(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>)>,
+    progress: Vec<(Arc<Progress>, ProgressReply)>,
     bytes: usize,
 }
 
@@ -235,11 +238,16 @@ impl Writer {
             None => file::lock(path)?,
         };
         let now = clock::now();
-        let opened = match file::open(path, &lock, now) {
+        let size_max = self.options.config.size_max;
+        let opened = match self.corrupt.take() {
+            Some(why) => Err(OpenError::Unreadable(why)),
+            None => file::open(path, size_max, &lock, now),
+        };
+        let opened = match opened {
             Err(OpenError::Unreadable(why)) => match file::set_aside(path, now) {
                 Ok(aside) => {
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
-                    file::open(path, &lock, now)
+                    file::open(path, size_max, &lock, now)
                 }
                 Err(error) => Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display()))),
             },
@@ -260,6 +268,9 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
+        if let Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) = error.sqlite_error_code() {
+            self.corrupt = Some(text.clone());
+        }
         self.shared.health.send_replace(Health::Failing(text));
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
@@ -275,7 +286,11 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
     let (busy, log, done): (i64, i64, i64) =
         db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if busy != 0 {
-        warn!(journal.log_pages = log, journal.checkpointed_pages = done, "a reader kept the journal's log from being checkpointed whole");
+        warn!(
+            journal.log_pages = log,
+            journal.checkpointed_pages = done,
+            "a reader kept the journal's log from being checkpointed whole"
+        );
     }
     Ok(())
 }
@@ -291,8 +306,15 @@ struct Written {
 }
 
 impl Database {
-    fn load(db: Connection, options: &Options, shared: &Shared, sequence_min: u64, now: Timestamp) -> rusqlite::Result<Self> {
-        let highest = |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64);
+    fn load(
+        db: Connection,
+        options: &Options,
+        shared: &Shared,
+        sequence_min: u64,
+        now: Timestamp,
+    ) -> rusqlite::Result<Self> {
+        let highest =
+            |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64);
         let floor = highest("SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'sequence_floor'")?;
         let last = floor
             .max(highest("SELECT max(sequence) FROM events")?)
@@ -310,7 +332,12 @@ impl Database {
             let (name, at): (String, i64) = (row.get(0)?, row.get(1)?);
             // A series for an account that is no longer configured would say nothing.
             if shared.metrics.accounts.last_accepted.remove_label_values(&[&name]).is_ok() {
-                shared.metrics.accounts.last_accepted.with_label_values(&[&name]).set(Timestamp::from_micros(at).as_seconds_f64());
+                shared
+                    .metrics
+                    .accounts
+                    .last_accepted
+                    .with_label_values(&[&name])
+                    .set(Timestamp::from_micros(at).as_seconds_f64());
             }
         }
         drop(rows);
@@ -351,7 +378,8 @@ impl Database {
         written.imported.extend(imported.into_iter().map(|event| (event.account, event.name)));
         for (progress, _) in &group.progress {
             // One that was kept though its commit seemed to fail is not counted again.
-            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
+            let row =
+                self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
             if let Some(row) = row {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
             }
@@ -484,7 +512,8 @@ impl Database {
             }
         }
         if !self.accounts_dirty.is_empty() && self.seen_accounts_at.elapsed() >= Duration::from_secs(1) {
-            let mut upsert = self.db.prepare_cached("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, ?)")?;
+            let mut upsert =
+                self.db.prepare_cached("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, ?)")?;
             for (name, at) in self.accounts_dirty.drain(..) {
                 upsert.execute(params![name.as_str(), at.as_micros()])?;
             }
@@ -500,7 +529,8 @@ impl Database {
             return;
         }
         self.room.measured_at = Instant::now();
-        let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0).max(0) as u64;
+        let pragma =
+            |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0).max(0) as u64;
         let pages = pragma("page_count").saturating_sub(pragma("freelist_count"));
         let log = std::fs::metadata(file::with_suffix(&shared.path, "-wal")).map_or(0, |file| file.len());
         let bytes = pages * pragma("page_size") + log;
@@ -515,10 +545,12 @@ impl Database {
         let part = bytes as f64 / config.size_max as f64;
         let free = free.unwrap_or(u64::MAX);
         // Once closed, some room must have come back before it opens again.
-        let free_needed = if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
+        let free_needed =
+            if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
         let part_allowed = if closed == Some(AppendError::Full) { RESUME_AT } else { 1.0 };
         let now_closed = if free < free_needed {
-            let text = format!("{} MiB are free on its disk, journal.free_min is {} MiB", free >> 20, config.free_min >> 20);
+            let text =
+                format!("{} MiB are free on its disk, journal.free_min is {} MiB", free >> 20, config.free_min >> 20);
             Some((AppendError::Disk, Health::Failing(text)))
         } else if part >= part_allowed {
             Some((AppendError::Full, Health::Full))
@@ -592,7 +624,11 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
         let event = &append.event;
         if !receipt.duplicate {
             metrics.accounts.accepted.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
-            metrics.accounts.last_accepted.with_label_values(&[event.account.as_str()]).set(event.received_at.as_seconds_f64());
+            metrics
+                .accounts
+                .last_accepted
+                .with_label_values(&[event.account.as_str()])
+                .set(event.received_at.as_seconds_f64());
         }
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }
@@ -618,7 +654,10 @@ fn tell(shared: &Shared, step: orders::Step) {
             warn!("an order, `journal {command}`, was not carried out: {problem}");
         }
         Some((command, progress)) => {
-            info!(events = progress.events, "an order, `journal {command}`, was carried out: {} events", progress.events);
+            info!(
+                events = progress.events,
+                "an order, `journal {command}`, was carried out: {} events", progress.events
+            );
         }
         None => {}
     }

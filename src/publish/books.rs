@@ -100,7 +100,13 @@ impl Books {
     pub fn hold(&mut self, item: &mut Item, lane: &str, reason: Option<&'static str>) {
         item.row = true;
         let sequence = item.sequence();
-        self.next.held.push(Apart { sequence, lane: lane.to_owned(), reason, attempts: 0, next_at: Timestamp::default() });
+        self.next.held.push(Apart {
+            sequence,
+            lane: lane.to_owned(),
+            reason,
+            attempts: 0,
+            next_at: Timestamp::default(),
+        });
     }
 
     pub fn published(&mut self, item: &Item, lane: &str, place: Place, at: Timestamp) {

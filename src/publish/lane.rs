@@ -263,7 +263,9 @@ impl Lane {
     /// When something may be sent that may not be now. While a probe is under way, it is a report that is waited for.
     pub fn wakes_at(&self) -> Option<Instant> {
         match self.mode {
-            Mode::Waiting(until) | Mode::Held(_, until) if self.open.is_empty() && (self.len() > 0 || self.rows) => Some(until),
+            Mode::Waiting(until) | Mode::Held(_, until) if self.open.is_empty() && (self.len() > 0 || self.rows) => {
+                Some(until)
+            }
             _ => None,
         }
     }
@@ -338,7 +340,8 @@ impl Lane {
     /// Takes out those that were given up, as far as they are not in flight.
     pub fn give_up(&mut self, given_up: &HashSet<u64>) -> Vec<Item> {
         let mut out: Vec<Item> = self.failed.extract_if(.., |item| given_up.contains(&item.sequence())).collect();
-        let (gone, rest): (Vec<Item>, Vec<Item>) = self.queue.drain(..).partition(|item| given_up.contains(&item.sequence()));
+        let (gone, rest): (Vec<Item>, Vec<Item>) =
+            self.queue.drain(..).partition(|item| given_up.contains(&item.sequence()));
         self.queue = rest.into();
         self.queue_bytes -= gone.iter().map(|item| item.bytes).sum::<usize>();
         out.extend(gone);

@@ -9,14 +9,13 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::books::Books;
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
 use super::replay::Replays;
-use super::books::Books;
 use super::routes::Router;
 use super::window::Window;
-use super::{Place, PublishError, Report, Sink};
-use crate::admin::{HeldTopic, Outputs};
+use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
 use crate::clock;
 use crate::config::OutputName;
 use crate::journal::{Journal, OutputRow, Read, Reader};
@@ -252,7 +251,10 @@ impl Output {
             let topic = self.router.route(&stored.event.account, &stored.event.name);
             let lane = self.lane(&topic, now);
             let lane = &mut self.lanes[lane];
-            let to_rows = lane.rows || self.rows_beyond.contains(&sequence) || lane.is_stuck(now) || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
+            let to_rows = lane.rows
+                || self.rows_beyond.contains(&sequence)
+                || lane.is_stuck(now)
+                || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
             if !to_rows && (!lane.has_room() || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX) {
                 break;
             }
@@ -283,7 +285,10 @@ impl Output {
     fn read_rows(&mut self, now: Instant) -> rusqlite::Result<bool> {
         let mut worked = false;
         for lane in &mut self.lanes {
-            if !lane.wants_rows(now, self.books.kept()) || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX {
+            if !lane.wants_rows(now, self.books.kept())
+                || self.in_memory >= EVENTS_MAX
+                || self.bytes_in_memory >= BYTES_MAX
+            {
                 continue;
             }
             let wanted = lane.rows_wanted();
@@ -324,7 +329,8 @@ impl Output {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
             // Pure work on one event: what is wrong with it must not stop the others.
-            let record = catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
+            let record =
+                catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
             worked = true;
             self.open.insert(sequence, lane);
             match record {
@@ -599,7 +605,8 @@ impl Output {
             self.books.save_now(&self.journal, self.window.cursor()).await?;
             self.row.routes = routes.to_owned();
         }
-        self.rows_beyond = self.reader.held_behind(self.number, self.window.cursor()).map_err(text)?.into_iter().collect();
+        self.rows_beyond =
+            self.reader.held_behind(self.number, self.window.cursor()).map_err(text)?.into_iter().collect();
         for topic in self.reader.held_lanes(self.number).map_err(text)? {
             let lane = self.lane(&topic.into(), Instant::now());
             self.lanes[lane].rows = true;
@@ -610,7 +617,10 @@ impl Output {
     /// All is published that can be without an operator.
     fn is_done(&self, now: Instant, committed: u64) -> bool {
         let owed = self.row.owed_after(self.read_through).is_some_and(|(after, _)| after < committed);
-        self.replays.is_idle() && self.ahead.is_empty() && !owed && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
+        self.replays.is_idle()
+            && self.ahead.is_empty()
+            && !owed
+            && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
@@ -618,7 +628,7 @@ impl Output {
         let look = self.looked_at + LOOK_EVERY;
         let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.
-        all.min().unwrap_or(look).max(now + Duration::from_millis(1))
+        all.min().unwrap_or(look).max(now + Duration::from_millis(10))
     }
 }
 

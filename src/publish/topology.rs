@@ -58,8 +58,11 @@ fn events(config: &Config) -> Vec<EventName> {
 
 /// An event's topics or routing keys: one, unless the template names the account.
 fn routed(config: &Config, routes: &Routes, event: &EventName) -> Vec<String> {
-    let mut all: Vec<String> =
-        config.accounts.iter().map(|account| routes.fill(event.as_str(), event.group().as_str(), account.name.as_str())).collect();
+    let mut all: Vec<String> = config
+        .accounts
+        .iter()
+        .map(|account| routes.fill(event.as_str(), event.group().as_str(), account.name.as_str()))
+        .collect();
     all.dedup();
     all
 }

@@ -97,7 +97,10 @@ fn states(relay: &Relay, output: &str) -> Vec<(u64, String)> {
     let lines = told(relay, &["journal", "list", "--output", output, "--format", "json"]);
     let state = |line: &str| {
         let event: Value = serde_json::from_str(line).expect("JSON");
-        (event["sequence"].as_u64().expect("a number"), event["outputs"][0]["state"].as_str().expect("a state").to_owned())
+        (
+            event["sequence"].as_u64().expect("a number"),
+            event["outputs"][0]["state"].as_str().expect("a state").to_owned(),
+        )
     };
     lines.lines().map(state).collect()
 }
@@ -109,7 +112,9 @@ fn database(relay: &Relay) -> rusqlite::Connection {
 /// Ready means that the journal is open, and knows which outputs are configured.
 fn run_until_ready(relay: &mut Relay) {
     relay.run();
-    wait_until("/readyz to say 200", Duration::from_secs(20), || relay.get("/readyz").is_some_and(|answer| answer.status == 200));
+    wait_until("/readyz to say 200", Duration::from_secs(20), || {
+        relay.get("/readyz").is_some_and(|answer| answer.status == 200)
+    });
 }
 
 fn verify(relay: &Relay) {
@@ -144,7 +149,10 @@ fn trace_tells_the_way_also_when_the_content_is_gone() {
     wait_for_ledger(&relay, "console", [1, 1, 0, 0, 0]);
     let text = told(&relay, &["journal", "trace", "--call", "call_1"]);
     assert!(text.contains(&id) && text.contains("received ") && text.contains(", kept +"), "{text}");
-    assert!(text.contains("console console confirmed +") && text.contains("kafka: pending: its broker is away"), "{text}");
+    assert!(
+        text.contains("console console confirmed +") && text.contains("kafka: pending: its broker is away"),
+        "{text}"
+    );
     relay.kill9();
     let text = told(&relay, &["journal", "trace", "--id", &id]);
     assert!(text.contains("no relay runs on this journal"), "{text}");
@@ -153,7 +161,8 @@ fn trace_tells_the_way_also_when_the_content_is_gone() {
     told(&relay, &["journal", "forget", "--output", "kafka", "--yes"]);
     wait_until("the content to go", Duration::from_secs(10), || told(&relay, &["journal", "list"]).is_empty());
     let ways = ask(&relay, &["journal", "trace", "--since", "1h", "--format", "json"]);
-    let way: Vec<_> = ways[0]["way"].as_array().expect("a way").iter().map(|one| (&one["output"], &one["state"])).collect();
+    let way: Vec<_> =
+        ways[0]["way"].as_array().expect("a way").iter().map(|one| (&one["output"], &one["state"])).collect();
     assert_eq!(way, [(&json!("console"), &json!("published")), (&json!("kafka"), &json!("discarded"))], "{ways}");
     assert!(ways[0]["kept_after_ms"].as_f64().is_some_and(|ms| (0.0..2000.0).contains(&ms)), "{ways}");
     let output = relay.finish(&["journal", "trace", "--call", "call_9"]);
@@ -175,7 +184,8 @@ fn discard_gives_up_what_is_pending_once_and_nothing_else() {
     let said = told(&relay, &[&order[..], &["--yes"]].concat());
     assert!(said.contains("done: 2 events given up"), "{said}");
     assert_eq!(ledger(&relay, "kafka"), [4, 0, 2, 0, 2]);
-    let expected = [(1, "discarded"), (2, "discarded"), (3, "pending"), (4, "pending")].map(|(n, state)| (n, state.to_owned()));
+    let expected =
+        [(1, "discarded"), (2, "discarded"), (3, "pending"), (4, "pending")].map(|(n, state)| (n, state.to_owned()));
     assert_eq!(states(&relay, "kafka"), expected);
     verify(&relay);
     // Without a relay the order waits for the next one, which carries it out once, and not again after a kill.
@@ -282,7 +292,10 @@ fn what_one_journal_exports_another_imports() {
     assert!(envelopes.iter().all(|envelope| envelope["replayed"] == true), "{envelopes:?}");
     assert_eq!(envelopes.iter().map(|envelope| envelope["id"].as_str().expect("an id")).collect::<Vec<_>>(), ids);
     assert_eq!(to.metrics().sum("sipsim_relay_events_accepted_total", &[]), 3.0);
-    assert_eq!(database(&to).query_row("SELECT selection FROM orders", [], |row| row.get::<_, String>(0)).expect("the order"), "{}");
+    assert_eq!(
+        database(&to).query_row("SELECT selection FROM orders", [], |row| row.get::<_, String>(0)).expect("the order"),
+        "{}"
+    );
 
     std::fs::write(to.path("events.jsonl"), lines.replace("call_1", "call_2")).expect("a file");
     let output = to.finish(&["journal", "import", "events.jsonl"]);
@@ -334,7 +347,10 @@ fn verify_finds_a_flipped_bit_and_a_ledger_that_does_not_add_up() {
     }
     wait_for_ledger(&relay, "console", [3, 3, 0, 0, 0]);
     let said = told(&relay, &["journal", "verify"]);
-    assert!(said.contains("the rows of 3 events") && said.contains("not the file as a whole, since a relay runs"), "{said}");
+    assert!(
+        said.contains("the rows of 3 events") && said.contains("not the file as a whole, since a relay runs"),
+        "{said}"
+    );
     relay.kill9();
     let said = told(&relay, &["journal", "verify"]);
     assert!(said.contains("and the file as a whole, since no relay runs"), "{said}");
@@ -345,5 +361,8 @@ fn verify_finds_a_flipped_bit_and_a_ledger_that_does_not_add_up() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("event number 2: its row does not hold"), "{said}");
-    assert!(said.contains("accepted 3 is not published 3 + pending 1") && said.contains("1 pending, there are 0"), "{said}");
+    assert!(
+        said.contains("accepted 3 is not published 3 + pending 1") && said.contains("1 pending, there are 0"),
+        "{said}"
+    );
 }

@@ -57,7 +57,8 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
     let (mut count, mut corrupt) = (0_u64, 0_u64);
     let mut after = 0;
     let written = loop {
-        let (found, last) = step(&inspector, &outputs, &selection, select.output.as_deref(), after).map_err(unreadable)?;
+        let (found, last) =
+            step(&inspector, &outputs, &selection, select.output.as_deref(), after).map_err(unreadable)?;
         let mut written = Ok(());
         for one in &found {
             count += 1;
@@ -68,7 +69,10 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
                     Some(stored) => show(one, &stored, &inspector.id, what == What::Show(Format::Json)),
                     None => {
                         corrupt += 1;
-                        notice(format_args!("event number {}: its row does not hold what was written; it is left out", one.head.sequence));
+                        notice(format_args!(
+                            "event number {}: its row does not hold what was written; it is left out",
+                            one.head.sequence
+                        ));
                         continue;
                     }
                 },
@@ -84,7 +88,9 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
         }
     };
     match written.and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(format!("cannot write to stdout: {error}")),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(format!("cannot write to stdout: {error}"));
+        }
         _ => {}
     }
     if count == 0 {
@@ -124,7 +130,8 @@ pub fn step(
                 reason: apart.and_then(|row| row.reason.clone()),
             })
         };
-        let at: Vec<At> = outputs.iter().filter(|row| output.is_none_or(|name| row.name == name)).filter_map(at).collect();
+        let at: Vec<At> =
+            outputs.iter().filter(|row| output.is_none_or(|name| row.name == name)).filter_map(at).collect();
         let wanted = at.iter().any(|at| selection.takes_state(at.state));
         if wanted || at.is_empty() && selection.state.is_none() && output.is_none() {
             found.push(Found { head, at });
@@ -142,7 +149,8 @@ fn content(reader: &mut Reader, sequence: u64) -> Result<Option<Stored>, String>
 }
 
 fn at_json(found: &Found) -> Value {
-    let at = |at: &At| json!({ "output": at.output, "state": at.state.as_str(), "topic": at.topic, "reason": at.reason });
+    let at =
+        |at: &At| json!({ "output": at.output, "state": at.state.as_str(), "topic": at.topic, "reason": at.reason });
     found.at.iter().map(at).collect()
 }
 

@@ -110,8 +110,10 @@ Every output publishes them. They count as accepted. Each line is checked before
         file: PathBuf,
     },
     /// Check every row against its checksum, and the ledger
-    #[command(after_help = "Beside a running relay it reads in short steps; where none runs it checks the file as a whole too. It says which.
-Exit 1 if anything is not in order.")]
+    #[command(
+        after_help = "Beside a running relay it reads in short steps; where none runs it checks the file as a whole too. It says which.
+Exit 1 if anything is not in order."
+    )]
     Verify,
 }
 
@@ -242,7 +244,8 @@ impl TraceArgs {
 }
 
 fn event_id(text: &str) -> Result<String, &'static str> {
-    let id = EventId::from_text(&text.to_ascii_lowercase()).ok_or("an event's id, such as 2c7a2d09-6f55-8d0e-9b4a-0e5a1f0f2b3c")?;
+    let id = EventId::from_text(&text.to_ascii_lowercase())
+        .ok_or("an event's id, such as 2c7a2d09-6f55-8d0e-9b4a-0e5a1f0f2b3c")?;
     Ok(id.to_string())
 }
 

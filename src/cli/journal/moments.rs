@@ -53,7 +53,11 @@ fn daily(text: &str) -> Option<Moment> {
 }
 
 /// Both ends. Times of day are today's; if `since` would then lie ahead, both were meant of yesterday.
-pub fn between(since: Option<&Moment>, until: Option<&Moment>, now: Timestamp) -> (Option<Timestamp>, Option<Timestamp>) {
+pub fn between(
+    since: Option<&Moment>,
+    until: Option<&Moment>,
+    now: Timestamp,
+) -> (Option<Timestamp>, Option<Timestamp>) {
     let resolve = |moment: &Moment, back: Duration| match moment {
         Moment::At(at) => *at,
         Moment::Ago(ago) => now.minus(*ago),
@@ -106,7 +110,13 @@ mod tests {
             let (since, until) = between(Some(&since), Some(&until), NOW);
             (since.unwrap().rfc3339(), until.unwrap().rfc3339())
         };
-        assert_eq!(ends("10:00", "11:00"), ("2025-01-15T10:00:00.000000Z".into(), "2025-01-15T11:00:00.000000Z".into()));
-        assert_eq!(ends("22:00", "23:00"), ("2025-01-14T22:00:00.000000Z".into(), "2025-01-14T23:00:00.000000Z".into()));
+        assert_eq!(
+            ends("10:00", "11:00"),
+            ("2025-01-15T10:00:00.000000Z".into(), "2025-01-15T11:00:00.000000Z".into())
+        );
+        assert_eq!(
+            ends("22:00", "23:00"),
+            ("2025-01-14T22:00:00.000000Z".into(), "2025-01-14T23:00:00.000000Z".into())
+        );
     }
 }

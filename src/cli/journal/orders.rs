@@ -49,7 +49,8 @@ pub fn order(config: &Config, command: Command, args: &OrderArgs) -> Result<bool
     let select = SelectArgs { output: Some(args.output.clone()), ..args.select() };
     let inspector = open(config)?;
     let outputs = inspector.outputs().map_err(unreadable)?;
-    let row = outputs.iter().find(|row| row.name == args.output).ok_or_else(|| no_such_output(&args.output, &outputs))?;
+    let row =
+        outputs.iter().find(|row| row.name == args.output).ok_or_else(|| no_such_output(&args.output, &outputs))?;
     let running = is_held(inspector.path());
     check_output(config, command, row, running)?;
     let mut selection = select.selection(clock::now());
@@ -68,7 +69,9 @@ pub fn order(config: &Config, command: Command, args: &OrderArgs) -> Result<bool
     }
     let number = orders::give(inspector.path(), command, Some(&args.output), &selection, clock::now())?;
     if !running {
-        text += &format!("\nrecorded as order {number}: no relay runs on this journal, the next `run` or `drain` carries it out");
+        text += &format!(
+            "\nrecorded as order {number}: no relay runs on this journal, the next `run` or `drain` carries it out"
+        );
         return print(format!("{text}\n").as_bytes());
     }
     match wait(inspector.path(), number)? {
@@ -142,7 +145,9 @@ fn plan(command: Command, row: &OutputRow, extent: &Extent) -> String {
         Command::Replay => format!("replay: sends {count} again to {name}, marked as replayed{between}"),
         Command::Requeue => format!("requeue: tries {count} parked at {name} now{between}"),
         Command::Discard => format!("discard: gives {count} up{states} at {name}; they are never sent there{between}"),
-        Command::Forget => format!("forget: gives the removed output {name} up, with all that it owes: {count}{states}{between}"),
+        Command::Forget => {
+            format!("forget: gives the removed output {name} up, with all that it owes: {count}{states}{between}")
+        }
         Command::Import => String::new(), // It has no output.
     }
 }
@@ -150,9 +155,15 @@ fn plan(command: Command, row: &OutputRow, extent: &Extent) -> String {
 fn done(command: Command, output: &str, events: u64) -> String {
     let count = words::events(events);
     match command {
-        Command::Replay => format!("done: {count} on the way to {output} again; events_replayed_total counts them as they are confirmed"),
-        Command::Requeue => format!("done: {count} tried at {output} now, ten a second; `journal list --state parked` shows what stays"),
-        Command::Discard => format!("done: {count} given up at {output}; what was in flight at that moment may still arrive"),
+        Command::Replay => format!(
+            "done: {count} on the way to {output} again; events_replayed_total counts them as they are confirmed"
+        ),
+        Command::Requeue => {
+            format!("done: {count} tried at {output} now, ten a second; `journal list --state parked` shows what stays")
+        }
+        Command::Discard => {
+            format!("done: {count} given up at {output}; what was in flight at that moment may still arrive")
+        }
         Command::Forget => format!("done: {output} is forgotten, {count} given up"),
         Command::Import => format!("done: {count} accepted"),
     }
@@ -207,7 +218,8 @@ pub fn import(config: &Config, file: &Path) -> Result<bool, String> {
         }
     }
     let left = lines.len() as u64 - accepted;
-    let mut text = format!("import: {} of {} accepted, marked as replayed", accepted, words::events(lines.len() as u64));
+    let mut text =
+        format!("import: {} of {} accepted, marked as replayed", accepted, words::events(lines.len() as u64));
     if left > 0 {
         let who = match is_held(journal) {
             true => "the running relay takes them as soon as its journal takes events",

@@ -35,7 +35,9 @@ pub fn trace(config: &Config, args: &TraceArgs) -> Result<bool, String> {
     let selection = args.selection(clock::now());
     let ways = find(&inspector, &selection).map_err(unreadable)?;
     if ways.len() >= EVENTS_MAX {
-        notice(format_args!("more than {EVENTS_MAX} events; only the first are shown: narrow it with --call, --id, --since, --until"));
+        notice(format_args!(
+            "more than {EVENTS_MAX} events; only the first are shown: narrow it with --call, --id, --since, --until"
+        ));
     }
     let view = View { relay_runs: is_held(inspector.path()), inspector: &inspector, config };
     let text = match args.format {
@@ -107,7 +109,11 @@ impl View<'_> {
     fn text(&self, way: &Way) -> String {
         let Head { sequence, received_at, account, id, name, subject } = &way.head;
         let call = subject.as_ref().map_or_else(String::new, |call| format!(", call {}", call.escape_debug()));
-        let mut text = format!("{name} {}{call} (account {account}, number {sequence} of journal {})\n", EventId(*id), self.inspector.id);
+        let mut text = format!(
+            "{name} {}{call} (account {account}, number {sequence} of journal {})\n",
+            EventId(*id),
+            self.inspector.id
+        );
         let mut line = format!("  received {}", received_at.rfc3339());
         let by_configuration = way.trail.iter().any(|entry| entry.output.is_none());
         match way.kept_at() {
@@ -141,7 +147,9 @@ impl View<'_> {
             (true, true) => "",
         };
         match at.state {
-            State::Published if way.last(&at.output).is_none() => Some("published; when is known no more, or not yet".to_owned()),
+            State::Published if way.last(&at.output).is_none() => {
+                Some("published; when is known no more, or not yet".to_owned())
+            }
             State::Discarded if way.last(&at.output).is_none() => Some("given up; when is known no more".to_owned()),
             State::Published | State::Discarded => None,
             State::Parked => Some(format!(
@@ -152,22 +160,26 @@ impl View<'_> {
                 Some(reason) => format!("held for {topic}, {reason}: {}{because}", mend(reason)),
                 None => format!("held for {topic}, behind others or because the broker is away{because}"),
             }),
-            State::Pending if because.is_empty() => {
-                Some("pending: its broker is away, or others are before it; see output_up and `journal status`".to_owned())
-            }
+            State::Pending if because.is_empty() => Some(
+                "pending: its broker is away, or others are before it; see output_up and `journal status`".to_owned(),
+            ),
             State::Pending => Some(format!("pending{because}")),
         }
     }
 
     fn as_json(&self, way: &Way) -> Value {
         let head = &way.head;
-        let mut outputs: Vec<Value> = way.trail.iter().map(|entry| {
-            json!({
-                "output": entry.output, "state": entry.state, "at": entry.at.rfc3339(),
-                "after_ms": entry.at.since(head.received_at).as_micros() as f64 / 1e3,
-                "topic": entry.lane, "partition": entry.partition, "offset": entry.offset, "reason": entry.reason,
+        let mut outputs: Vec<Value> = way
+            .trail
+            .iter()
+            .map(|entry| {
+                json!({
+                    "output": entry.output, "state": entry.state, "at": entry.at.rfc3339(),
+                    "after_ms": entry.at.since(head.received_at).as_micros() as f64 / 1e3,
+                    "topic": entry.lane, "partition": entry.partition, "offset": entry.offset, "reason": entry.reason,
+                })
             })
-        }).collect();
+            .collect();
         for at in way.at.iter().filter(|at| self.open_text(way, at).is_some()) {
             outputs.push(json!({
                 "output": at.output, "state": at.state.as_str(), "at": null, "after_ms": null,

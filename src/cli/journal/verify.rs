@@ -18,7 +18,8 @@ pub fn verify(config: &Config) -> Result<bool, String> {
     let rows = rows(&inspector, &mut problems)?;
     let outputs = ledger(&inspector, running, &mut problems).map_err(unreadable)?;
     if !running {
-        problems.extend(inspector.check_file().map_err(unreadable)?.into_iter().map(|line| format!("the file: {line}")));
+        problems
+            .extend(inspector.check_file().map_err(unreadable)?.into_iter().map(|line| format!("the file: {line}")));
     }
     for problem in &problems {
         notice(format_args!("{problem}"));
@@ -45,7 +46,9 @@ fn rows(inspector: &Inspector, problems: &mut Vec<String>) -> Result<u64, String
     let mut reader = Reader::new(inspector.path());
     let (mut count, mut after) = (0, 0);
     loop {
-        let reads = reader.events(after, u64::MAX, STEP_EVENTS, STEP_BYTES).map_err(|error| format!("behind event {after}: {}", unreadable(error)))?;
+        let reads = reader
+            .events(after, u64::MAX, STEP_EVENTS, STEP_BYTES)
+            .map_err(|error| format!("behind event {after}: {}", unreadable(error)))?;
         let Some(last) = reads.last() else { return Ok(count) };
         after = last.sequence();
         count += reads.len() as u64;
@@ -61,7 +64,10 @@ fn rows(inspector: &Inspector, problems: &mut Vec<String>) -> Result<u64, String
 fn ledger(inspector: &Inspector, running: bool, problems: &mut Vec<String>) -> rusqlite::Result<usize> {
     let (outputs, apart) = inspector.outputs_and_apart()?;
     for row in &outputs {
-        let standing = |state: &str| apart.iter().filter(|one| one.output == row.number && one.state == state).map(|one| one.count).sum::<u64>() as i64;
+        let standing = |state: &str| {
+            apart.iter().filter(|one| one.output == row.number && one.state == state).map(|one| one.count).sum::<u64>()
+                as i64
+        };
         let (held, parked) = (standing("held"), standing("parked"));
         let c = &row.counts;
         let mut wrong = |what: String| problems.push(format!("output {}: {what}", row.name));
