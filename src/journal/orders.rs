@@ -443,3 +443,6 @@ fn drop_output(db: &Connection, outputs: &mut Vec<OutputRow>, name: &str) -> rus
     db.execute("DELETE FROM outputs WHERE number = ?", [row.number])?;
     Ok(Some(row.name))
 }
+
+#[cfg(test)]
+mod tests;
