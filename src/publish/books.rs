@@ -91,6 +91,11 @@ impl Books {
         self.next.number
     }
 
+    /// The progress with which all that was noted so far is kept.
+    pub fn due(&self) -> u64 {
+        if self.next.is_empty() { self.next.number - 1 } else { self.next.number }
+    }
+
     /// The last progress that the journal has.
     pub fn kept(&self) -> u64 {
         self.kept
@@ -175,6 +180,11 @@ impl Books {
             attempts,
             next_at: clock::now().plus(parked_for(attempts)),
         });
+    }
+
+    /// A parked event whose row became corrupt is not tried again.
+    pub fn give_up(&mut self, sequence: u64, attempts: u32) {
+        self.next.retried.push(Apart { sequence, lane: String::new(), reason: None, attempts, next_at: NEVER });
     }
 
     pub fn rename(&mut self, sequence: u64, lane: &str) {

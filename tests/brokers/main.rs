@@ -8,3 +8,4 @@ mod infrastructure;
 mod odd;
 mod rabbit_sink;
 mod recover;
+mod recover_disk;

@@ -13,6 +13,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 mod brokers;
+pub mod disk;
 mod forged;
 mod http;
 mod load;
