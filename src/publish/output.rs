@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::books::Books;
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
+use super::replay::Replays;
 use super::routes::Router;
 use super::window::Window;
 use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
@@ -61,34 +62,37 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Output {
-    name: OutputName,
-    number: u32,
+    pub(super) name: OutputName,
+    pub(super) number: u32,
     row: OutputRow,
-    sink: Box<dyn Sink>,
+    pub(super) sink: Box<dyn Sink>,
     reports: UnboundedReceiver<Report>,
-    journal: Journal,
+    pub(super) journal: Journal,
     journal_id: Arc<str>,
-    reader: Reader,
-    encoder: Encoder,
-    router: Router,
-    metrics: Arc<Metrics>,
+    pub(super) reader: Reader,
+    pub(super) encoder: Encoder,
+    pub(super) router: Router,
+    pub(super) metrics: Arc<Metrics>,
     status: Outputs,
-    stop: watch::Receiver<Option<Instant>>,
-    connected: bool,
-    lanes: Vec<Lane>,
+    pub(super) stop: watch::Receiver<Option<Instant>>,
+    pub(super) connected: bool,
+    pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
-    open: HashMap<u64, usize>,
-    in_memory: usize,
-    bytes_in_memory: usize,
-    window: Window,
+    pub(super) open: HashMap<u64, usize>,
+    pub(super) in_memory: usize,
+    pub(super) bytes_in_memory: usize,
+    pub(super) window: Window,
     read_through: u64,
     /// Read, and not yet given to a lane.
-    ahead: VecDeque<Read>,
+    pub(super) ahead: VecDeque<Read>,
     /// The last event that was given to a lane. Rows behind it are a crash's, and wait until their turn comes.
     walked_through: u64,
     /// Events behind the cursor that the last process gave a row.
     rows_beyond: HashSet<u64>,
-    books: Books,
+    pub(super) books: Books,
+    /// Given up by order: behind the reading, ahead, or in flight.
+    pub(super) given_up: HashSet<u64>,
+    pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
 }
@@ -112,6 +116,8 @@ impl Output {
             walked_through: row.cursor,
             rows_beyond: HashSet::new(),
             books: Books::new(journal.id(), &row, now),
+            given_up: HashSet::new(),
+            replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
             name,
@@ -131,6 +137,7 @@ impl Output {
     pub async fn run(mut self) -> Ended {
         let mut committed = self.journal.committed();
         let mut stop = self.stop.clone();
+        self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
         if !self.name_lanes_anew().await {
             return Ended::Stopped;
         }
@@ -192,6 +199,7 @@ impl Output {
         for lane in 0..self.lanes.len() {
             worked |= self.send(lane, now);
         }
+        worked |= self.replay(now);
         worked
     }
 
@@ -219,6 +227,7 @@ impl Output {
             return Ok(false);
         }
         self.read_through = reads.last().map_or(after, Read::sequence);
+        self.given_up.extend(self.reader.given_up(self.number, after, self.read_through)?);
         self.ahead.extend(reads);
         Ok(true)
     }
@@ -228,6 +237,14 @@ impl Output {
         let mut worked = false;
         while let Some(read) = self.ahead.front() {
             let sequence = read.sequence();
+            if self.given_up.remove(&sequence) {
+                self.walked_through = sequence;
+                self.window.read(sequence);
+                self.window.pass(sequence);
+                self.ahead.pop_front();
+                worked = true;
+                continue;
+            }
             let Read::Event(stored) = read else {
                 self.walked_through = sequence;
                 self.window.read(sequence);
@@ -361,6 +378,9 @@ impl Output {
     }
 
     fn delivered(&mut self, sequence: u64, place: Place, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Ok(place), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         let lane = &mut self.lanes[lane];
         let Some(item) = lane.delivered(sequence, now) else { return };
@@ -379,6 +399,9 @@ impl Output {
     }
 
     fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Err(error), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         self.count_failure(&error);
         if let PublishError::Unknown(code) | PublishError::Suspect(code) = &error {
@@ -414,7 +437,7 @@ impl Output {
         self.books.park(item, &lane.topic, reason, detail);
     }
 
-    fn count_failure(&self, error: &PublishError) {
+    pub(super) fn count_failure(&self, error: &PublishError) {
         if *error != PublishError::Withdrawn {
             self.metrics.publish.failures.with_label_values(&[self.name.as_str(), error.reason()]).inc();
         }
@@ -457,6 +480,7 @@ impl Output {
             return;
         }
         self.looked_at = now;
+        self.give_up();
         for lane in 0..self.lanes.len() {
             if self.connected {
                 self.unload_if_stuck(lane, now);
@@ -604,7 +628,10 @@ impl Output {
     /// All is published that can be without an operator.
     fn is_done(&self, now: Instant, committed: u64) -> bool {
         let owed = self.row.owed_after(self.read_through).is_some_and(|(after, _)| after < committed);
-        self.ahead.is_empty() && !owed && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
+        self.replays.is_idle()
+            && self.ahead.is_empty()
+            && !owed
+            && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
