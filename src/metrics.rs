@@ -10,8 +10,9 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::config::Config;
+use crate::config::{Config, OutputKind};
 use crate::normalize::Known;
+use crate::publish::topology;
 
 /// The values of the label `outcome` of `webhooks_total`.
 pub const OUTCOMES: [&str; 9] = [
@@ -205,7 +206,15 @@ impl Metrics {
             }
         }
         for output in &config.outputs {
+            let topics = match &output.kind {
+                OutputKind::Kafka(kafka) => topology::destinations(config, &kafka.topics),
+                OutputKind::RabbitMq(rabbitmq) => topology::destinations(config, &rabbitmq.routing_keys),
+                OutputKind::Console => Vec::new(), // It has no topics that could be faulty.
+            };
             let output = output.name.as_str();
+            for (topic, reason) in topics.iter().flat_map(|topic| HELD_REASONS.map(|reason| (topic, reason))) {
+                self.publish.held.with_label_values(&[output, topic, reason]);
+            }
             for event in &events {
                 self.publish.published.with_label_values(&[output, event]);
             }

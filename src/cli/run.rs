@@ -27,6 +27,9 @@ const RECOVERED_MAX: usize = 64;
 const STOP_SLACK: Duration = Duration::from_millis(1_800);
 /// Of that, for the journal to close its file.
 const CLOSE_MAX: Duration = Duration::from_millis(500);
+/// How long the start waits for the journal to be opened, which takes a few milliseconds; not longer, since the disk may not decide whether the
+/// ports listen. Without it the first scrape would show a ledger of zeros, and the first probe say that we are not ready.
+const OPEN_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the relay until SIGTERM or SIGINT. `Err` says why it could not start.
 pub fn run(file: Option<&Path>) -> Result<bool, String> {
@@ -139,6 +142,8 @@ impl Relay {
         };
         let (journal, writer) =
             Journal::open(options, Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
+        let mut opening = journal.health_changes();
+        let _ = tokio::time::timeout(OPEN_MAX, opening.wait_for(|health| *health != journal::Health::Opening)).await;
         let rooms =
             Rooms { accounts: Arc::clone(&accounts), extra: config.events.extra.clone(), journal: journal.clone() };
         let ingress = Ingress::bind(&config.ingress, rooms, &metrics).await.map_err(|error| error.to_string())?;

@@ -1,5 +1,7 @@
 //! What an output tells the journal, and how the tables take it: rows, cursor, trail and ledger move in one transaction.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, params};
 
 use super::{Kept, OutputRow, Stored};
@@ -9,8 +11,10 @@ use crate::normalize::{EventId, EventName};
 use crate::publish::Place;
 
 /// What happened at one output since it last said so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
+    /// The id of the journal that it was read from ([`super::Journal::id`]): what is said of one file is never noted in another.
+    pub journal: Arc<str>,
     /// The output's number.
     pub output: u32,
     /// Counts up from the last one that the journal has of this output ([`OutputRow::progress`]).
@@ -95,6 +99,21 @@ pub enum Outcome {
 }
 
 impl Progress {
+    /// Nothing yet.
+    pub fn new(journal: Arc<str>, output: u32, number: u64) -> Self {
+        Self {
+            journal,
+            output,
+            number,
+            cursor: 0,
+            settled: Vec::new(),
+            held: Vec::new(),
+            retried: Vec::new(),
+            renamed: Vec::new(),
+            routes: None,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.settled.is_empty()
             && self.held.is_empty()
@@ -112,22 +131,16 @@ pub(super) fn apply(
     kept: &Kept,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    hold(db, progress, now)?;
+    hold(db, progress, row.cursor, now)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
         trail(db, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
-        "UPDATE apart SET attempts = ?, next_at = ?, reason = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
+        "UPDATE apart SET attempts = ?, next_at = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
     )?;
     for apart in &progress.retried {
-        retry.execute(params![
-            apart.attempts,
-            apart.next_at.as_micros(),
-            apart.reason,
-            progress.output,
-            apart.sequence as i64
-        ])?;
+        retry.execute(params![apart.attempts, apart.next_at.as_micros(), progress.output, apart.sequence as i64])?;
     }
     let mut rename =
         db.prepare_cached("UPDATE apart SET lane = ? WHERE output = ? AND sequence = ? AND state = 'held'")?;
@@ -163,13 +176,14 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn hold(db: &Connection, progress: &Progress, now: Timestamp) -> rusqlite::Result<()> {
+fn hold(db: &Connection, progress: &Progress, cursor: u64, now: Timestamp) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT OR REPLACE INTO apart (output, state, lane, sequence, since, reason, attempts, next_at) \
          VALUES (?, 'held', ?, ?, ?, ?, 0, 0)",
     )?;
     for apart in &progress.held {
-        if is_given_up(db, progress.output, apart.sequence)? {
+        // What the cursor has passed already, an order gave up, and its event may be gone.
+        if apart.sequence <= cursor || is_given_up(db, progress.output, apart.sequence)? {
             continue;
         }
         insert.execute(params![progress.output, apart.lane, apart.sequence as i64, now.as_micros(), apart.reason])?;

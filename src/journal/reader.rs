@@ -104,7 +104,7 @@ impl Reader {
             let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
             let sql = format!(
                 "SELECT {columns}, lane, attempts FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'parked' AND next_at <= ? LIMIT ?"
+                 WHERE output = ? AND state = 'parked' AND next_at <= ? ORDER BY next_at LIMIT ?"
             );
             let mut select = db.prepare_cached(&sql)?;
             let rows = select.query_map(params![output, now.as_micros(), limit], |row| {

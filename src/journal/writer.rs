@@ -35,8 +35,12 @@ const MEASURE_EVERY: Duration = Duration::from_millis(100);
 const RESUME_AT: f64 = 0.95;
 /// From this fill on published events go, whatever their age.
 const PRESSURE_AT: f64 = 0.80;
-/// Rows that retention looks at in a commit: twice the group, within these bounds (DESIGN §8: twice is free, 256 halve acceptance).
-const RETENTION_ROWS: std::ops::RangeInclusive<usize> = 16..=128;
+/// From this fill on they go in large steps: accepting half as fast is better than not accepting.
+const URGENT_AT: f64 = 0.90;
+/// Rows that retention looks at in a commit: twice the group, at least 16, and past 128 no more than keeps up with what comes in (DESIGN §8:
+/// twice the group is free, 256 rows or more halve acceptance).
+const RETENTION_ROWS_MIN: usize = 16;
+const RETENTION_ROWS: usize = 128;
 /// The same in a commit that no request waits for.
 const RETENTION_ROWS_IDLE: usize = 512;
 /// How often the table of orders is looked at.
@@ -98,6 +102,7 @@ struct Writer {
 /// The open file, and what of it is kept in memory.
 struct Database {
     db: Connection,
+    id: Arc<str>,
     seen: Seen,
     retention: Retention,
     outputs: Vec<OutputRow>,
@@ -120,6 +125,7 @@ struct Room {
     /// Why no event is taken.
     closed: Option<(AppendError, Health)>,
     pressure: bool,
+    urgent: bool,
 }
 
 /// One transaction's worth of work.
@@ -255,9 +261,14 @@ impl Writer {
         };
         self.lock = Some(lock);
         let db = opened?;
-        let disk = |error: rusqlite::Error| OpenError::Disk(format!("{}: {error}", path.display()));
-        prove(&db).map_err(disk)?;
-        let database = Database::load(db, &self.options, &self.shared, self.sequence_min, now).map_err(disk)?;
+        let database =
+            prove(&db).and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
+        let database = database.map_err(|error| {
+            if is_corrupt(&error) {
+                self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
+            }
+            OpenError::Disk(format!("{}: {error}", path.display()))
+        })?;
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
         Ok(database)
     }
@@ -268,7 +279,7 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
-        if let Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) = error.sqlite_error_code() {
+        if is_corrupt(error) {
             self.corrupt = Some(text.clone());
         }
         self.shared.health.send_replace(Health::Failing(text));
@@ -278,6 +289,11 @@ impl Writer {
         refuse(&mut group, AppendError::Disk);
         self.reopen_at = Instant::now() + REOPEN_EVERY;
     }
+}
+
+/// The file's content is wrong, which no waiting mends.
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again.
@@ -303,6 +319,10 @@ struct Written {
     /// Account and name of events that an order brought.
     imported: Vec<(crate::config::AccountName, crate::normalize::EventName)>,
     order: Option<orders::Step>,
+    /// Which appends of the group `events.discard` names.
+    discarded: Vec<usize>,
+    /// Which progress of the group is of this file and of an output that it has.
+    known: Vec<bool>,
 }
 
 impl Database {
@@ -325,7 +345,8 @@ impl Database {
         db.execute_batch("COMMIT")?;
         let outputs = ledger::read(&db)?;
         let id: String = db.query_row("SELECT value FROM meta WHERE name = 'journal_id'", [], |row| row.get(0))?;
-        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = id.into();
+        let id: Arc<str> = id.into();
+        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&id);
         let mut accounts = db.prepare("SELECT name, last_accepted_at FROM accounts")?;
         let mut rows = accounts.query([])?;
         while let Some(row) = rows.next()? {
@@ -345,6 +366,7 @@ impl Database {
         let long_ago = Instant::now() - MEASURE_EVERY * 20;
         let database = Self {
             db,
+            id,
             seen: Seen::default(),
             retention: Retention::new(),
             outputs,
@@ -352,7 +374,7 @@ impl Database {
             floor,
             // Whatever comes is behind this.
             kept: Kept { groups: [(last, now)].into() },
-            room: Room { measured_at: long_ago, closed: None, pressure: false },
+            room: Room { measured_at: long_ago, closed: None, pressure: false, urgent: false },
             expired_at: long_ago,
             seen_accounts_at: long_ago,
             accounts_dirty: Vec::new(),
@@ -377,10 +399,10 @@ impl Database {
         self.append(group.appends.iter().map(|append| &append.event).chain(&imported), options, &mut written, now)?;
         written.imported.extend(imported.into_iter().map(|event| (event.account, event.name)));
         for (progress, _) in &group.progress {
-            // One that was kept though its commit seemed to fail is not counted again.
-            let row =
-                self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
-            if let Some(row) = row {
+            // What an output did with the events of a file that was set aside meanwhile says nothing of this one's. One that was kept though its commit seemed to fail is not counted again.
+            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && progress.journal == self.id);
+            written.known.push(row.is_some());
+            if let Some(row) = row.filter(|row| row.progress < progress.number) {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
             }
         }
@@ -433,9 +455,9 @@ impl Database {
             return Ok(());
         }
         let first = self.last + 1;
-        let (mut kept, mut discarded) = (0, 0);
+        let mut kept = 0;
         let mut insert = self.db.prepare_cached(row::INSERT)?;
-        for event in events {
+        for (place, event) in events.enumerate() {
             // An import brings its own times, and is asked for on purpose.
             let new = event.replayed || self.seen.note(&self.db, event.signed_at, event.id)?;
             written.receipts.push(Receipt { id: event.id, duplicate: !new, _seal: () });
@@ -445,7 +467,7 @@ impl Database {
             self.last += 1;
             if options.discard.iter().any(|name| name == event.name.as_str()) {
                 discard(&self.db, self.last, event, now)?;
-                discarded += 1;
+                written.discarded.push(place);
                 self.floor = self.last;
             } else {
                 row::insert(&mut insert, self.last, event)?;
@@ -461,6 +483,7 @@ impl Database {
         }
         drop(insert);
         self.seen.save(&self.db, first)?;
+        let discarded = written.discarded.len() as i64;
         if discarded > 0 {
             save_floor(&self.db, self.floor)?;
         }
@@ -481,10 +504,12 @@ impl Database {
         started: (Instant, Timestamp),
         now: Timestamp,
     ) -> rusqlite::Result<()> {
-        let rows = if group.appends.is_empty() {
-            RETENTION_ROWS_IDLE
-        } else {
-            (group.appends.len() * 2).clamp(*RETENTION_ROWS.start(), *RETENTION_ROWS.end())
+        let appends = group.appends.len();
+        let rows = match appends {
+            0 => RETENTION_ROWS_IDLE,
+            _ if self.room.urgent => RETENTION_ROWS_IDLE.max(appends * 2),
+            _ if self.room.pressure => RETENTION_ROWS.max(appends * 2),
+            _ => (appends * 2).clamp(RETENTION_ROWS_MIN, RETENTION_ROWS.max(appends + appends / 4)),
         };
         let limits = Limits {
             retention: options.config.retention,
@@ -493,13 +518,14 @@ impl Database {
             pressure: self.room.pressure,
             owed_from: ledger::owed_from(&self.outputs).unwrap_or(u64::MAX).min(self.last),
             rows,
+            outputs: self.outputs.len(),
         };
-        let (deleted, floor) = self.retention.step(&self.db, &limits, now)?;
-        if floor > self.floor {
-            self.floor = floor;
-            save_floor(&self.db, floor)?;
+        let step = self.retention.step(&self.db, &limits, now)?;
+        if step.floor > self.floor {
+            self.floor = step.floor;
+            save_floor(&self.db, step.floor)?;
         }
-        let mut more = deleted >= rows / 2;
+        let mut more = step.more;
         if self.expired_at.elapsed() >= Duration::from_secs(1) {
             // A clock that jumps ahead must not make us forget requests that may come again once it is set right, so time passes here at
             // most as fast as it really does.
@@ -519,7 +545,7 @@ impl Database {
             }
             self.seen_accounts_at = Instant::now();
         }
-        self.housekeeping_due = more || !self.accounts_dirty.is_empty() || self.order_open;
+        self.housekeeping_due = more || self.order_open;
         Ok(())
     }
 
@@ -561,6 +587,7 @@ impl Database {
             self.housekeeping_due = true;
         }
         self.room.pressure = part >= PRESSURE_AT;
+        self.room.urgent = part >= URGENT_AT;
         match (&closed, &now_closed) {
             (None, Some((_, Health::Failing(text)))) => error!("the journal refuses events with 503: {text}"),
             (None, Some(_)) => error!(
@@ -570,7 +597,7 @@ impl Database {
             (Some(_), None) => info!("the journal takes events again"),
             _ => {}
         }
-        if closed.is_some() != now_closed.is_some() {
+        if closed != now_closed.as_ref().map(|(error, _)| *error) {
             shared.health.send_replace(now_closed.as_ref().map_or(Health::Ready, |(_, health)| health.clone()));
         }
         self.room.closed = now_closed;
@@ -609,8 +636,10 @@ fn discard(db: &Connection, sequence: u64, event: &crate::normalize::Event, now:
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
     let metrics = &shared.metrics;
-    for (account, name) in &written.imported {
-        metrics.accounts.accepted.with_label_values(&[account.as_str(), name.as_str()]).inc();
+    for (place, (account, name)) in written.imported.iter().enumerate() {
+        let is_discarded = written.discarded.contains(&(group.appends.len() + place));
+        let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+        counter.with_label_values(&[account.as_str(), name.as_str()]).inc();
     }
     if let Some(step) = written.order {
         tell(shared, step);
@@ -620,10 +649,13 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
         metrics.journal.commit_duration.observe(took.as_secs_f64());
         metrics.journal.commit_events.observe(written.accepted as f64);
     }
-    for (append, receipt) in group.appends.into_iter().zip(written.receipts) {
+    let mut discarded = written.discarded.into_iter().peekable();
+    for (place, (append, receipt)) in group.appends.into_iter().zip(written.receipts).enumerate() {
         let event = &append.event;
         if !receipt.duplicate {
-            metrics.accounts.accepted.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
+            let is_discarded = discarded.next_if_eq(&place).is_some();
+            let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+            counter.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
             metrics
                 .accounts
                 .last_accepted
@@ -632,8 +664,9 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
         }
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }
-    for (_, reply) in group.progress {
-        let _ = reply.send(Ok(()));
+    for ((_, reply), known) in group.progress.into_iter().zip(written.known) {
+        // What was said of another file must not be taken for kept.
+        let _ = reply.send(if known { Ok(()) } else { Err(AppendError::Disk) });
     }
 }
 

@@ -55,9 +55,9 @@ struct Saving {
 }
 
 impl Books {
-    pub fn new(row: &OutputRow, now: Instant) -> Self {
+    pub fn new(journal: Arc<str>, row: &OutputRow, now: Instant) -> Self {
         Self {
-            next: Progress { output: row.number, number: row.progress + 1, ..Progress::default() },
+            next: Progress::new(journal, row.number, row.progress + 1),
             kept: row.progress,
             saved_cursor: row.cursor,
             saved_at: now,
@@ -89,6 +89,11 @@ impl Books {
     /// The progress in which what is noted now will go.
     pub fn number(&self) -> u64 {
         self.next.number
+    }
+
+    /// The progress with which all that was noted so far is kept.
+    pub fn due(&self) -> u64 {
+        if self.next.is_empty() { self.next.number - 1 } else { self.next.number }
     }
 
     /// The last progress that the journal has.
@@ -188,6 +193,11 @@ impl Books {
         });
     }
 
+    /// A parked event whose row became corrupt is not tried again.
+    pub fn give_up(&mut self, sequence: u64, attempts: u32) {
+        self.next.retried.push(Apart { sequence, lane: String::new(), reason: None, attempts, next_at: NEVER });
+    }
+
     pub fn rename(&mut self, sequence: u64, lane: &str) {
         self.next.renamed.push((sequence, lane.to_owned()));
     }
@@ -221,7 +231,7 @@ impl Books {
     }
 
     fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
-        let following = Progress { output: self.next.output, number: self.next.number + 1, ..Progress::default() };
+        let following = Progress::new(Arc::clone(&self.next.journal), self.next.output, self.next.number + 1);
         let mut progress = std::mem::replace(&mut self.next, following);
         progress.cursor = cursor;
         self.saved_cursor = cursor;

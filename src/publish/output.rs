@@ -40,6 +40,8 @@ const READ_AGAIN: Duration = Duration::from_millis(500);
 pub(super) enum Ended {
     /// Told to; everything that could be is published, or the time was up.
     Stopped,
+    /// The sink has ended by a fault of its own; what was open is sent again.
+    SinkEnded,
     /// The journal's file is another one now: nothing that is in memory means anything in it.
     JournalReplaced,
 }
@@ -113,7 +115,7 @@ impl Output {
             ahead: VecDeque::new(),
             walked_through: row.cursor,
             rows_beyond: HashSet::new(),
-            books: Books::new(&row, now),
+            books: Books::new(journal.id(), &row, now),
             given_up: HashSet::new(),
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
@@ -136,7 +138,9 @@ impl Output {
         let mut committed = self.journal.committed();
         let mut stop = self.stop.clone();
         self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
-        self.name_lanes_anew().await;
+        if !self.name_lanes_anew().await {
+            return Ended::Stopped;
+        }
         loop {
             let now = Instant::now();
             if *self.journal.id() != *self.journal_id {
@@ -165,7 +169,10 @@ impl Output {
             }
             let wake_at = self.wake_at(now, deadline);
             tokio::select! {
-                Some(report) = self.reports.recv() => self.report(report, Instant::now()),
+                report = self.reports.recv() => match report {
+                    Some(report) => self.report(report, Instant::now()),
+                    None => return Ended::SinkEnded,
+                },
                 Ok(()) = committed.changed(), if self.connected && self.ahead.is_empty() => {}
                 _ = self.books.saved() => {} // A failure is the journal's to tell; the same goes again in a second.
                 Ok(()) = stop.changed() => {}
@@ -449,9 +456,10 @@ impl Output {
             self.bytes_in_memory -= item.bytes;
             if !item.row {
                 self.books.hold(&mut item, &lane.topic, reason);
-                lane.await_rows(self.books.number());
                 self.window.pass(item.sequence());
             }
+            // Also one that has a row already: the journal may not have heard of it yet.
+            lane.await_rows(self.books.due());
         }
         for item in parked {
             self.in_memory -= 1;
@@ -539,7 +547,10 @@ impl Output {
     fn take_up_parked(&mut self, now: Instant) {
         let Ok(due) = self.reader.parked_due(self.number, clock::now(), PARKED_AT_A_TIME) else { return };
         for row in due {
-            let Read::Event(stored) = row.read else { continue };
+            let Read::Event(stored) = row.read else {
+                self.books.give_up(row.read.sequence(), row.attempts);
+                continue;
+            };
             if !self.books.begin_again(stored.sequence) {
                 continue; // On its way already.
             }
@@ -567,17 +578,17 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each.
-    async fn name_lanes_anew(&mut self) {
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
             match self.try_name_lanes(&routes).await {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
                     if self.stop.borrow().is_some() {
-                        return;
+                        return false;
                     }
                 }
             }
@@ -632,10 +643,21 @@ impl Output {
     }
 }
 
+/// What was shown of its topics ends with it; another one begins anew.
+impl Drop for Output {
+    fn drop(&mut self) {
+        for lane in &self.lanes {
+            if let Some(reason) = lane.shown {
+                let _ = self.metrics.publish.held.remove_label_values(&[self.name.as_str(), &lane.topic, reason]);
+            }
+        }
+    }
+}
+
 fn show_held(metrics: &Metrics, output: &OutputName, lane: &mut Lane, held: Option<&'static str>) {
     let topic = Arc::clone(&lane.topic);
     if let Some(was) = lane.shown {
-        let _ = metrics.publish.held.remove_label_values(&[output.as_str(), &topic, was]); // It was set below.
+        metrics.publish.held.with_label_values(&[output.as_str(), &topic, was]).set(0);
     }
     match held {
         Some(reason) => {

@@ -127,6 +127,45 @@ impl Scene {
         Load::start(&self.relay, clients, oracle::body)
     }
 
+    /// Numbers begin at `first` (a multiple of 12, so that kinds and keys stay with them), for a second load that must not repeat the first.
+    pub fn load_from(&self, clients: usize, first: usize) -> Load {
+        let first = first - first % 12;
+        Load::start(&self.relay, clients, move |client, number| oracle::body(client, first + number))
+    }
+
+    /// As [`Scene::load_from`], each client pausing so long before each request.
+    pub fn load_paced(&self, clients: usize, pause: Duration) -> Load {
+        Load::start(&self.relay, clients, move |client, number| {
+            std::thread::sleep(pause);
+            oracle::body(client, number)
+        })
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.relay.get("/readyz").is_some_and(|answer| answer.status == 200)
+    }
+
+    /// Waits until a topic or routing key is shown as held for this reason.
+    pub fn held(&self, output: &str, kind: &str, reason: &str) {
+        let topic = self.of(kind);
+        wait_until(&format!("{topic} to be shown as held, {reason}"), Duration::from_secs(60), || {
+            let labels = [("output", output), ("topic", &*topic), ("reason", reason)];
+            self.relay.metrics().find("sipsim_relay_topic_held", &labels) == Some(1.0)
+        });
+    }
+
+    /// Lets the queue of a kind hold so many messages, and refuse (nack) what comes then; `None`: any number again.
+    pub fn limit_queue(&self, kind: &str, messages: Option<usize>) {
+        let path = format!("/api/policies/%2f/{}", self.of(kind));
+        let Some(messages) = messages else {
+            self.brokers.ask("DELETE", &path, "");
+            return;
+        };
+        let definition = serde_json::json!({ "max-length": messages, "overflow": "reject-publish" });
+        let policy = serde_json::json!({ "pattern": format!("^{}$", self.of(kind)), "definition": definition, "apply-to": "queues" });
+        self.brokers.ask("PUT", &path, &policy.to_string());
+    }
+
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.relay.metrics().get(&format!("sipsim_relay_{name}"), labels)
     }
@@ -138,10 +177,21 @@ impl Scene {
     /// Waits until these outputs have nothing pending.
     pub fn drained(&self, outputs: &[&str], limit: Duration) {
         let start = Instant::now();
+        // Before the journal is open, nothing is known to be pending.
+        wait_until("the relay to be ready", limit, || self.is_ready());
         wait_until(&format!("nothing to be pending at {outputs:?}"), limit, || {
             outputs.iter().all(|output| self.pending(output) == 0.0)
         });
         eprintln!("{outputs:?} drained after {:?}", start.elapsed());
+    }
+
+    /// Waits until no output has more than so many pending: all but nothing, under load.
+    pub fn drained_to(&self, pending: f64, limit: Duration) {
+        let start = Instant::now();
+        wait_until("the backlog to be drained", limit, || {
+            ["kafka", "rabbitmq"].iter().all(|output| self.pending(output) <= pending)
+        });
+        eprintln!("the backlog drained after {:?}", start.elapsed());
     }
 
     /// Everything in the topics of these kinds.
@@ -195,6 +245,115 @@ impl Scene {
         };
         assert_eq!(ledger, expected, "the ledger of {output}: {verdict}");
     }
+}
+
+/// So many kill -9 under load, at moments that the seed decides: from a relay's first milliseconds to well into its work.
+pub fn kills(name: &str, count: usize, seed: u64) {
+    eprintln!("{count} kills, seed {seed}");
+    let mut scene = Scene::start(name, "");
+    let load = scene.load(8);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for kill in 0..count {
+        let more = load.accepted() + random.u64(1..400);
+        wait_until("some more events to be accepted", Duration::from_secs(60), || load.accepted() >= more);
+        // Kafka connects later than RabbitMQ; half of the kills are to hit it at work too.
+        if kill % 2 == 0 {
+            let output = ("output", "kafka");
+            wait_until("Kafka to be at work", Duration::from_secs(60), || {
+                scene.relay.metrics().sum("sipsim_relay_events_published_total", &[output]) > 0.0
+            });
+            let more = load.accepted() + random.u64(1..400);
+            wait_until("some more events to be accepted", Duration::from_secs(60), || load.accepted() >= more);
+        }
+        scene.relay.restart();
+    }
+    let sent = load.stop();
+    scene.drained(&["kafka", "rabbitmq"], Duration::from_secs(120));
+    scene.judge(&sent, count);
+}
+
+/// So many faults one after another under load, as the seed decides: brokers stop, die, hang and come back, and the relay is killed amid it.
+pub fn faults(name: &str, count: usize, seed: u64) {
+    eprintln!("{count} faults, seed {seed}");
+    let mut scene = Scene::start(name, "");
+    let load = scene.load_paced(8, Duration::from_millis(2));
+    let mut random = fastrand::Rng::with_seed(seed);
+    // What is to be undone before the end, by broker.
+    let mut down = [None, None];
+    let mut kills = 0;
+    for fault in 0..count {
+        let broker = random.usize(0..2);
+        let name = ["kafka", "rabbitmq"][broker];
+        match (random.u8(0..3), down[broker].take()) {
+            (0, undo) => {
+                down[broker] = undo;
+                kills += 1;
+                eprintln!("fault {fault}: the relay is killed");
+                scene.relay.restart();
+            }
+            (_, Some("hang")) => {
+                eprintln!("fault {fault}: {name} goes on");
+                signal(&scene.brokers, name, Signal::CONT);
+            }
+            (_, Some(_)) => {
+                eprintln!("fault {fault}: {name} starts");
+                scene.brokers.start_one(name);
+            }
+            (_, None) => {
+                let how = random.choice(["stop", "kill", "hang"]).expect("there are three");
+                eprintln!("fault {fault}: {name}, {how}");
+                match how {
+                    "stop" => scene.brokers.stop_one(name),
+                    "kill" => scene.brokers.kill_one(name),
+                    _ => signal(&scene.brokers, name, Signal::STOP),
+                }
+                down[broker] = Some(how);
+            }
+        }
+        let more = load.accepted() + random.u64(1..3_000);
+        wait_until("some more events to be accepted", Duration::from_secs(60), || load.accepted() >= more);
+    }
+    for (name, undo) in ["kafka", "rabbitmq"].into_iter().zip(down) {
+        match undo {
+            Some("hang") => signal(&scene.brokers, name, Signal::CONT),
+            Some(_) => scene.brokers.start_one(name),
+            None => {}
+        }
+    }
+    let sent = load.stop();
+    // What found nobody listening was the kills' doing; what was answered was answered well, whatever the brokers did.
+    let answered: Vec<Sent> = sent.iter().filter(|one| one.status.is_some()).cloned().collect();
+    assert_all_accepted_in_time(&answered);
+    scene.drained(&["kafka", "rabbitmq"], Duration::from_secs(300));
+    scene.judge(&sent, kills + count);
+}
+
+/// A relay that starts with so many pending events is ready at once, and drains them in order while it accepts.
+pub fn backlog(name: &str, events: u64) {
+    let mut scene = Scene::start(name, "");
+    for broker in ["kafka", "rabbitmq"] {
+        scene.brokers.stop_one(broker);
+    }
+    let load = scene.load(32);
+    wait_until("the backlog", Duration::from_secs(600), || load.accepted() >= events);
+    let mut sent = load.stop();
+    assert_all_accepted_in_time(&sent);
+    scene.relay.kill9();
+    for broker in ["kafka", "rabbitmq"] {
+        scene.brokers.start_one(broker);
+    }
+    let start = Instant::now();
+    scene.relay.run();
+    wait_until("the relay to be ready", Duration::from_secs(5), || scene.is_ready());
+    eprintln!("ready after {:?} with {} pending", start.elapsed(), scene.pending("kafka"));
+    let load = scene.load_from(8, 12_000_000);
+    scene.drained_to(500.0, Duration::from_secs(300));
+    let newer = load.stop();
+    assert_all_accepted_in_time(&newer);
+    assert!(newer.len() > 100, "it accepted only {} while it drained", newer.len());
+    sent.extend(newer);
+    scene.drained(&["kafka", "rabbitmq"], Duration::from_secs(60));
+    scene.judge(&sent, 1);
 }
 
 /// Every answer was a 2xx, within the two seconds that SIPSIM gives.

@@ -42,7 +42,8 @@ fn event(sequence: u64) -> Event {
 
 /// A row of the output's beside its cursor.
 fn apart(db: &Connection, state: &str, sequence: u64, reason: &str) {
-    let sql = "INSERT INTO apart (output, state, lane, sequence, since, reason, next_at) VALUES (1, ?, 'topic', ?, 0, ?, 9)";
+    let sql =
+        "INSERT INTO apart (output, state, lane, sequence, since, reason, next_at) VALUES (1, ?, 'topic', ?, 0, ?, 9)";
     db.execute(sql, params![state, sequence as i64, reason]).unwrap();
 }
 
@@ -135,7 +136,13 @@ fn what_was_on_its_way_when_it_was_given_up_is_not_counted_again() {
     give(&db, "discard", r#"{"event":"sms"}"#);
     all_steps(&db, 6);
     assert_eq!(counts(&db), [6, 0, 2, 0, 4]);
-    let held = super::super::Apart { sequence: 5, lane: "topic".into(), reason: None, attempts: 0, next_at: Timestamp::default() };
+    let held = super::super::Apart {
+        sequence: 5,
+        lane: "topic".into(),
+        reason: None,
+        attempts: 0,
+        next_at: Timestamp::default(),
+    };
     let parked = Outcome::Parked { reason: "too_large", detail: String::new(), next_at: Timestamp::default() };
     let told = super::super::Progress {
         output: 1,
@@ -148,7 +155,10 @@ fn what_was_on_its_way_when_it_was_given_up_is_not_counted_again() {
             settled(4, parked, false),
         ],
         held: vec![held],
-        ..Default::default()
+        retried: Vec::new(),
+        renamed: Vec::new(),
+        routes: None,
+        journal: "".into(),
     };
     let mut row = output(&db);
     let kept = Kept { groups: Default::default() };
