@@ -316,13 +316,13 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
 struct Written {
     receipts: Vec<Receipt>,
     accepted: usize,
-    /// Account and name of events that an order brought.
-    imported: Vec<(crate::config::AccountName, crate::normalize::EventName)>,
-    order: Option<orders::Step>,
     /// Which appends of the group `events.discard` names.
     discarded: Vec<usize>,
     /// Which progress of the group is of this file and of an output that it has.
     known: Vec<bool>,
+    /// Account and name of events that an order brought.
+    imported: Vec<(crate::config::AccountName, crate::normalize::EventName)>,
+    order: Option<orders::Step>,
 }
 
 impl Database {

@@ -145,8 +145,6 @@ fn what_was_on_its_way_when_it_was_given_up_is_not_counted_again() {
     };
     let parked = Outcome::Parked { reason: "too_large", detail: String::new(), next_at: Timestamp::default() };
     let told = super::super::Progress {
-        output: 1,
-        number: 1,
         cursor: 6,
         settled: vec![
             settled(1, Outcome::Published(Place::Confirmed), true),
@@ -155,10 +153,7 @@ fn what_was_on_its_way_when_it_was_given_up_is_not_counted_again() {
             settled(4, parked, false),
         ],
         held: vec![held],
-        retried: Vec::new(),
-        renamed: Vec::new(),
-        routes: None,
-        journal: "".into(),
+        ..super::super::Progress::new("".into(), 1, 1)
     };
     let mut row = output(&db);
     let kept = Kept { groups: Default::default() };
