@@ -131,7 +131,7 @@ pub(super) fn apply(
     kept: &Kept,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    hold(db, progress, now)?;
+    hold(db, progress, row.cursor, now)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
         trail(db, settlement, &row.name, kept)?;
@@ -176,13 +176,14 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn hold(db: &Connection, progress: &Progress, now: Timestamp) -> rusqlite::Result<()> {
+fn hold(db: &Connection, progress: &Progress, cursor: u64, now: Timestamp) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT OR REPLACE INTO apart (output, state, lane, sequence, since, reason, attempts, next_at) \
          VALUES (?, 'held', ?, ?, ?, ?, 0, 0)",
     )?;
     for apart in &progress.held {
-        if is_given_up(db, progress.output, apart.sequence)? {
+        // What the cursor has passed already, an order gave up, and its event may be gone.
+        if apart.sequence <= cursor || is_given_up(db, progress.output, apart.sequence)? {
             continue;
         }
         insert.execute(params![progress.output, apart.lane, apart.sequence as i64, now.as_micros(), apart.reason])?;

@@ -636,8 +636,10 @@ fn discard(db: &Connection, sequence: u64, event: &crate::normalize::Event, now:
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
     let metrics = &shared.metrics;
-    for (account, name) in &written.imported {
-        metrics.accounts.accepted.with_label_values(&[account.as_str(), name.as_str()]).inc();
+    for (place, (account, name)) in written.imported.iter().enumerate() {
+        let is_discarded = written.discarded.contains(&(group.appends.len() + place));
+        let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+        counter.with_label_values(&[account.as_str(), name.as_str()]).inc();
     }
     if let Some(step) = written.order {
         tell(shared, step);
