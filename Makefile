@@ -1,7 +1,7 @@
 # `make help` lists the targets. They want Rust; what else is missing is installed (as root, on Debian) or named in one line.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo run brokers test
+.PHONY: help demo run brokers test bench
 
 # What the build itself calls: the C compiler and make for librdkafka and SQLite, perl for OpenSSL.
 BUILD_NEEDS := cc:build-essential perl:perl
@@ -21,6 +21,9 @@ brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topic
 
 test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a socket, real brokers, README, compose file, metrics
 	scripts/test
+
+bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
+	cargo bench --locked --bench bench -- $(ARGS)
 
 .PHONY: build-needs
 build-needs:
