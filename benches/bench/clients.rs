@@ -196,7 +196,7 @@ pub fn purge(url: &str) -> Result<(), String> {
         .block_on(async {
             let connection = Connection::connect(url, ConnectionProperties::default()).await?;
             let channel = connection.create_channel().await?;
-            for group in ["call", "ai", "sms", "test", "extra", "unknown"] {
+            for group in crate::work::GROUPS {
                 channel.queue_purge(format!("sipsim.{group}").into(), Default::default()).await?;
             }
             Ok(())

@@ -18,6 +18,9 @@ const NAMES: [&str; 8] = [
     "sms",
 ];
 
+/// Of those events: the queues that they end up in.
+pub const GROUPS: [&str; 2] = ["call", "sms"];
+
 /// Makes one request after the other. Two makers with different `maker` numbers make no request that is the same.
 pub struct Work {
     signer: Hmac<Sha256>,
