@@ -18,6 +18,9 @@ use super::retention::{Limits, Retention};
 use super::seen::Seen;
 use super::{Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, Receipt, Shared, ledger, progress, row};
 use crate::clock::{self, Timestamp};
+use crate::config::AccountName;
+use crate::metrics::Metrics;
+use crate::normalize::EventName;
 
 /// Events in one commit, at the most: past some hundred the sync is shared so widely that more only adds delay.
 const GROUP_EVENTS_MAX: usize = 512;
@@ -98,7 +101,7 @@ struct Database {
     room: Room,
     expired_at: Instant,
     seen_accounts_at: Instant,
-    accounts_dirty: Vec<(crate::config::AccountName, Timestamp)>,
+    accounts_dirty: Vec<(AccountName, Timestamp)>,
     housekeeping_due: bool,
 }
 
@@ -524,22 +527,40 @@ fn discard(db: &Connection, sequence: u64, event: &crate::normalize::Event, now:
 /// After the commit: readers first, so that publishing begins while the answers go out.
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
-    let metrics = &shared.metrics;
     if written.accepted > 0 {
+        let metrics = &shared.metrics;
         shared.committed.send_replace(db.last);
         metrics.journal.commit_duration.observe(took.as_secs_f64());
         metrics.journal.commit_events.observe(written.accepted as f64);
     }
+    count(&shared.metrics, &group.appends, &written.receipts);
     for (append, receipt) in group.appends.into_iter().zip(written.receipts) {
-        let event = &append.event;
-        if !receipt.duplicate {
-            metrics.accounts.accepted.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
-            metrics.accounts.last_accepted.with_label_values(&[event.account.as_str()]).set(event.received_at.as_seconds_f64());
-        }
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }
     for (_, reply) in group.progress {
         let _ = reply.send(Ok(()));
+    }
+}
+
+/// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
+fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt]) {
+    let mut kinds: Vec<(&AccountName, &EventName, u64)> = Vec::new();
+    let mut heard: Vec<(&AccountName, Timestamp)> = Vec::new();
+    for (Append { event, .. }, _) in appends.iter().zip(receipts).filter(|(_, receipt)| !receipt.duplicate) {
+        match kinds.iter_mut().find(|(account, name, _)| **name == event.name && **account == event.account) {
+            Some((.., count)) => *count += 1,
+            None => kinds.push((&event.account, &event.name, 1)),
+        }
+        match heard.iter_mut().find(|(account, _)| **account == event.account) {
+            Some((_, at)) => *at = event.received_at,
+            None => heard.push((&event.account, event.received_at)),
+        }
+    }
+    for (account, name, count) in kinds {
+        metrics.accounts.accepted.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
+    }
+    for (account, at) in heard {
+        metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).set(at.as_seconds_f64());
     }
 }
 
