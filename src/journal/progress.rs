@@ -1,6 +1,8 @@
 //! What an output tells the journal, and how the tables take it: rows, cursor, trail and ledger move in one transaction.
 
-use rusqlite::{Connection, params};
+use std::sync::Arc;
+
+use rusqlite::{CachedStatement, Connection, params};
 
 use super::{Kept, OutputRow};
 use crate::clock::Timestamp;
@@ -45,7 +47,7 @@ pub struct Settlement {
     pub sequence: u64,
     pub outcome: Outcome,
     pub at: Timestamp,
-    pub lane: String,
+    pub lane: Arc<str>,
     /// Was parked before, so that its place in the ledger is not `pending`.
     pub was_parked: bool,
     /// Has a row in `apart`, to be deleted.
@@ -80,9 +82,10 @@ impl Progress {
 /// Writes one output's progress into the transaction under way, and its new counts into `row`.
 pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, kept: &Kept, now: Timestamp) -> rusqlite::Result<()> {
     hold(db, progress, now)?;
+    let mut insert = db.prepare_cached(TRAIL)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
-        trail(db, settlement, &row.name, kept)?;
+        trail(&mut insert, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
         "UPDATE apart SET attempts = ?, next_at = ?, reason = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
@@ -154,7 +157,7 @@ fn settle(
             )?;
             insert.execute(params![
                 output,
-                settlement.lane,
+                &*settlement.lane,
                 settlement.sequence as i64,
                 now.as_micros(),
                 reason,
@@ -165,17 +168,16 @@ fn settle(
     Ok(())
 }
 
-fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
+const TRAIL: &str = "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
+     \"offset\", reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+fn trail(insert: &mut CachedStatement<'_>, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
     let Some(about) = &settlement.event else { return Ok(()) };
     let (state, partition, offset, reason) = match &settlement.outcome {
         Outcome::Published(Place::Kafka { partition, offset }) => ("published", Some(*partition), Some(*offset), None),
         Outcome::Published(Place::Confirmed) => ("published", None, None, None),
         Outcome::Parked { reason, detail, .. } => ("parked", None, None, Some(format!("{reason}: {detail}"))),
     };
-    let mut insert = db.prepare_cached(
-        "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
-         \"offset\", reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?;
     insert.execute(params![
         settlement.at.as_micros(),
         settlement.sequence as i64,
@@ -187,7 +189,7 @@ fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) ->
         about.subject,
         about.received_at.as_micros(),
         kept.at(settlement.sequence).map(Timestamp::as_micros),
-        settlement.lane,
+        &*settlement.lane,
         partition,
         offset,
         reason

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Place;
 use super::lane::Item;
 use crate::clock::{self, Timestamp};
-use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement};
+use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement, Stored};
 
 /// Settled events that the cursor may be behind (DESIGN §7): what a crash sends twice beside what was in flight.
 const UNSAVED_MAX: usize = 1_000;
@@ -78,32 +78,32 @@ impl Books {
         self.next.held.push(Apart { sequence, lane: lane.to_owned(), reason, attempts: 0, next_at: Timestamp::default() });
     }
 
-    pub fn published(&mut self, item: &Item, lane: &str, place: Place, at: Timestamp) {
+    pub fn published(&mut self, item: Item, lane: &Arc<str>, place: Place, at: Timestamp) {
         self.settle(item, lane, Outcome::Published(place), at);
     }
 
-    pub fn park(&mut self, item: &Item, lane: &str, reason: &'static str, detail: String) {
+    pub fn park(&mut self, item: Item, lane: &Arc<str>, reason: &'static str, detail: String) {
         let at = clock::now();
         self.settle(item, lane, Outcome::Parked { reason, detail, next_at: at.plus(parked_for(0)) }, at);
     }
 
-    fn settle(&mut self, item: &Item, lane: &str, outcome: Outcome, at: Timestamp) {
-        let event = &item.stored.event;
-        if item.parked.is_some() {
-            self.again.remove(&item.sequence());
+    fn settle(&mut self, item: Item, lane: &Arc<str>, outcome: Outcome, at: Timestamp) {
+        let Item { stored: Stored { sequence, event }, row, parked, .. } = item;
+        if parked.is_some() {
+            self.again.remove(&sequence);
         }
         self.next.settled.push(Settlement {
-            sequence: item.sequence(),
+            sequence,
             outcome,
             at,
-            lane: lane.to_owned(),
-            was_parked: item.parked.is_some(),
-            has_row: item.row,
+            lane: Arc::clone(lane),
+            was_parked: parked.is_some(),
+            has_row: row,
             event: Some(About {
-                account: event.account.clone(),
+                account: event.account,
                 id: event.id,
-                name: event.name.clone(),
-                subject: event.subject.clone(),
+                name: event.name,
+                subject: event.subject,
                 received_at: event.received_at,
             }),
         });
@@ -115,7 +115,7 @@ impl Books {
             sequence,
             outcome: Outcome::Parked { reason: "corrupt", detail: String::new(), next_at: NEVER },
             at: clock::now(),
-            lane: String::new(),
+            lane: "".into(),
             was_parked: false,
             has_row,
             event: None,

@@ -11,12 +11,14 @@ use crate::clock::Timestamp;
 mod books;
 pub mod console;
 pub mod encode;
+mod in_flight;
 pub mod kafka;
 mod lane;
 mod output;
 mod publisher;
 pub mod rabbitmq;
 pub mod routes;
+mod series;
 pub mod topology;
 mod window;
 

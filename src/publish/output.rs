@@ -13,6 +13,7 @@ use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
 use super::books::Books;
 use super::routes::Router;
+use super::series::Series;
 use super::window::Window;
 use super::{Place, PublishError, Report, Sink};
 use crate::admin::{HeldTopic, Outputs};
@@ -71,6 +72,7 @@ pub(super) struct Output {
     encoder: Encoder,
     router: Router,
     metrics: Arc<Metrics>,
+    series: Series,
     status: Outputs,
     stop: watch::Receiver<Option<Instant>>,
     connected: bool,
@@ -107,6 +109,7 @@ impl Output {
             books: Books::new(&row, now),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
+            series: Series::new(&name, &metrics),
             name,
             row,
             sink,
@@ -333,13 +336,12 @@ impl Output {
         self.window.pass(sequence);
         let at = clock::now();
         let event = &item.stored.event;
-        let (publish, output) = (&self.metrics.publish, self.name.as_str());
-        publish.published.with_label_values(&[output, event.name.as_str()]).inc();
-        publish.delay.with_label_values(&[output]).observe(at.since(event.received_at).as_secs_f64());
+        self.series.published(&event.name).inc();
+        self.series.delay.observe(at.since(event.received_at).as_secs_f64());
         if let Some(sent_at) = item.sent_at {
-            publish.duration.with_label_values(&[output]).observe(now.duration_since(sent_at).as_secs_f64());
+            self.series.duration.observe(now.duration_since(sent_at).as_secs_f64());
         }
-        self.books.published(&item, &lane.topic, place, at);
+        self.books.published(item, &lane.topic, place, at);
     }
 
     fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) {
@@ -351,7 +353,7 @@ impl Output {
         let Some(verdict) = self.lanes[lane].failed(sequence, error, now) else { return };
         match verdict {
             Verdict::Again => {}
-            Verdict::Park(item, error) => self.park(lane, &item, &error),
+            Verdict::Park(item, error) => self.park(lane, *item, &error),
             Verdict::StillParked(item) => {
                 self.in_memory -= 1;
                 self.bytes_in_memory -= item.bytes;
@@ -361,7 +363,7 @@ impl Output {
         self.unload_if_stuck(lane, now);
     }
 
-    fn park(&mut self, lane: usize, item: &Item, error: &PublishError) {
+    fn park(&mut self, lane: usize, item: Item, error: &PublishError) {
         let (reason, detail) = match error {
             PublishError::Rejected(text) => ("rejected", text.clone()),
             error => (error.reason(), String::new()),
