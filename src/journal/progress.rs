@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 use super::{Kept, OutputRow, Stored};
 use crate::clock::Timestamp;
@@ -49,7 +49,7 @@ pub struct Settlement {
     pub sequence: u64,
     pub outcome: Outcome,
     pub at: Timestamp,
-    pub lane: String,
+    pub lane: Arc<str>,
     /// Was parked before, so that its place in the ledger is not `pending`.
     pub was_parked: bool,
     /// Has a row in `apart`, to be deleted.
@@ -132,9 +132,10 @@ pub(super) fn apply(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     hold(db, progress, row.cursor, now)?;
+    let mut insert = db.prepare_cached(TRAIL)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
-        trail(db, settlement, &row.name, kept)?;
+        trail(&mut insert, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
         "UPDATE apart SET attempts = ?, next_at = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
@@ -226,7 +227,7 @@ fn settle(
             )?;
             insert.execute(params![
                 output,
-                settlement.lane,
+                &*settlement.lane,
                 settlement.sequence as i64,
                 now.as_micros(),
                 reason,
@@ -243,7 +244,10 @@ fn is_given_up(db: &Connection, output: u32, sequence: u64) -> rusqlite::Result<
     select.query_row(params![sequence as i64, output], |row| row.get(0))
 }
 
-fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
+const TRAIL: &str = "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
+     \"offset\", reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+fn trail(insert: &mut CachedStatement<'_>, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
     let Some(about) = &settlement.event else { return Ok(()) };
     let place = |place: &Place| match place {
         Place::Kafka { partition, offset } => (Some(*partition), Some(*offset)),
@@ -255,10 +259,6 @@ fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) ->
         Outcome::NotReplayed { reason } => ("not replayed", (None, None), Some((*reason).to_owned())),
         Outcome::Parked { reason, detail, .. } => ("parked", (None, None), Some(format!("{reason}: {detail}"))),
     };
-    let mut insert = db.prepare_cached(
-        "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
-         \"offset\", reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?;
     insert.execute(params![
         settlement.at.as_micros(),
         settlement.sequence as i64,
@@ -270,7 +270,7 @@ fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) ->
         about.subject,
         about.received_at.as_micros(),
         kept.at(settlement.sequence).map(Timestamp::as_micros),
-        settlement.lane,
+        &*settlement.lane,
         partition,
         offset,
         reason

@@ -1,7 +1,7 @@
 //! An event as a row and back, with the CRC that is checked before anything is published.
 
 use bytes::Bytes;
-use rusqlite::{CachedStatement, Row, named_params};
+use rusqlite::{CachedStatement, Row, params};
 
 use super::Stored;
 use crate::clock::Timestamp;
@@ -12,9 +12,9 @@ use crate::normalize::{CallStatus, Content, Event, EventId, EventName};
 pub(super) const COLUMNS: &str = "sequence, received_at, account, id, name, subject, time, call_status, opaque, signed_text, signature, \
      replayed, crc, body";
 
+/// In the order of [`COLUMNS`]. By place, not by name: SQLite looks a name up among all of a statement's, for each value of each event.
 pub(super) const INSERT: &str = "INSERT INTO events (sequence, received_at, account, id, name, subject, time, call_status, opaque, signed_text, \
-     signature, replayed, crc, body) VALUES (:sequence, :received_at, :account, :id, :name, :subject, :time, :call_status, :opaque, \
-     :signed_text, :signature, :replayed, :crc, :body)";
+     signature, replayed, crc, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 /// What reading one row gives: the event, or the number of a row whose content is not what was written.
 #[derive(Clone, Debug)]
@@ -37,22 +37,22 @@ impl Read {
 }
 
 pub(super) fn insert(statement: &mut CachedStatement<'_>, sequence: u64, event: &Event) -> rusqlite::Result<()> {
-    statement.execute(named_params! {
-        ":sequence": sequence as i64,
-        ":received_at": event.received_at.as_micros(),
-        ":account": event.account.as_str(),
-        ":id": &event.id.0[..],
-        ":name": event.name.as_str(),
-        ":subject": event.subject,
-        ":time": event.time,
-        ":call_status": event.call_status.map(CallStatus::as_str),
-        ":opaque": event.content == Content::Opaque,
-        ":signed_text": event.signed_text,
-        ":signature": event.signature,
-        ":replayed": event.replayed,
-        ":crc": checksum(sequence, event),
-        ":body": &event.body[..],
-    })?;
+    statement.execute(params![
+        sequence as i64,
+        event.received_at.as_micros(),
+        event.account.as_str(),
+        &event.id.0[..],
+        event.name.as_str(),
+        event.subject,
+        event.time,
+        event.call_status.map(CallStatus::as_str),
+        event.content == Content::Opaque,
+        event.signed_text,
+        event.signature,
+        event.replayed,
+        checksum(sequence, event),
+        &event.body[..],
+    ])?;
     Ok(())
 }
 

@@ -20,6 +20,9 @@ use super::{
     orders, progress, row,
 };
 use crate::clock::{self, Timestamp};
+use crate::config::AccountName;
+use crate::metrics::Metrics;
+use crate::normalize::EventName;
 
 /// Events in one commit, at the most: past some hundred the sync is shared so widely that more only adds delay.
 const GROUP_EVENTS_MAX: usize = 512;
@@ -113,7 +116,7 @@ struct Database {
     room: Room,
     expired_at: Instant,
     seen_accounts_at: Instant,
-    accounts_dirty: Vec<(crate::config::AccountName, Timestamp)>,
+    accounts_dirty: Vec<(AccountName, Timestamp)>,
     orders_at: Instant,
     /// An order is not at its end.
     order_open: bool,
@@ -635,33 +638,22 @@ fn discard(db: &Connection, sequence: u64, event: &crate::normalize::Event, now:
 /// After the commit: readers first, so that publishing begins while the answers go out.
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
-    let metrics = &shared.metrics;
     for (place, (account, name)) in written.imported.iter().enumerate() {
         let is_discarded = written.discarded.contains(&(group.appends.len() + place));
-        let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+        let counter = if is_discarded { &shared.metrics.accounts.discarded } else { &shared.metrics.accounts.accepted };
         counter.with_label_values(&[account.as_str(), name.as_str()]).inc();
     }
     if let Some(step) = written.order {
         tell(shared, step);
     }
     if written.accepted > 0 {
+        let metrics = &shared.metrics;
         shared.committed.send_replace(db.last);
         metrics.journal.commit_duration.observe(took.as_secs_f64());
         metrics.journal.commit_events.observe(written.accepted as f64);
     }
-    let mut discarded = written.discarded.into_iter().peekable();
-    for (place, (append, receipt)) in group.appends.into_iter().zip(written.receipts).enumerate() {
-        let event = &append.event;
-        if !receipt.duplicate {
-            let is_discarded = discarded.next_if_eq(&place).is_some();
-            let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
-            counter.with_label_values(&[event.account.as_str(), event.name.as_str()]).inc();
-            metrics
-                .accounts
-                .last_accepted
-                .with_label_values(&[event.account.as_str()])
-                .set(event.received_at.as_seconds_f64());
-        }
+    count(&shared.metrics, &group.appends, &written.receipts, &written.discarded);
+    for (append, receipt) in group.appends.into_iter().zip(written.receipts) {
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }
     for ((_, reply), known) in group.progress.into_iter().zip(written.known) {
@@ -693,6 +685,34 @@ fn tell(shared: &Shared, step: orders::Step) {
             );
         }
         None => {}
+    }
+}
+
+/// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
+fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize]) {
+    let mut kinds: Vec<(&AccountName, &EventName, bool, u64)> = Vec::new();
+    let mut heard: Vec<(&AccountName, Timestamp)> = Vec::new();
+    let new = appends.iter().zip(receipts).enumerate().filter(|(_, (_, receipt))| !receipt.duplicate);
+    for (place, (Append { event, .. }, _)) in new {
+        let gone = discarded.binary_search(&place).is_ok();
+        let same = |kind: &&mut (&AccountName, &EventName, bool, u64)| {
+            (kind.0, kind.1, kind.2) == (&event.account, &event.name, gone)
+        };
+        match kinds.iter_mut().find(same) {
+            Some((.., count)) => *count += 1,
+            None => kinds.push((&event.account, &event.name, gone, 1)),
+        }
+        match heard.iter_mut().find(|(account, _)| **account == event.account) {
+            Some((_, at)) => *at = event.received_at,
+            None => heard.push((&event.account, event.received_at)),
+        }
+    }
+    for (account, name, gone, count) in kinds {
+        let counter = if gone { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+        counter.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
+    }
+    for (account, at) in heard {
+        metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).set(at.as_seconds_f64());
     }
 }
 

@@ -334,10 +334,11 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut digits = [0; 32];
-        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
-        let text = std::str::from_utf8(&digits).map_err(|_| fmt::Error)?;
-        write!(f, "{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..])
+        let mut text = [b'-'; 36];
+        for (from, to) in [(0..4, 0..8), (4..6, 9..13), (6..8, 14..18), (8..10, 19..23), (10..16, 24..36)] {
+            hex::encode_to_slice(&self.0[from], &mut text[to]).map_err(|_| fmt::Error)?;
+        }
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

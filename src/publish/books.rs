@@ -114,27 +114,34 @@ impl Books {
         });
     }
 
-    pub fn published(&mut self, item: &Item, lane: &str, place: Place, at: Timestamp) {
+    pub fn published(&mut self, item: Item, lane: &Arc<str>, place: Place, at: Timestamp) {
         self.settle(item, lane, Outcome::Published(place), at);
     }
 
-    pub fn park(&mut self, item: &Item, lane: &str, reason: &'static str, detail: String) {
+    pub fn park(&mut self, item: Item, lane: &Arc<str>, reason: &'static str, detail: String) {
         let at = clock::now();
         self.settle(item, lane, Outcome::Parked { reason, detail, next_at: at.plus(parked_for(0)) }, at);
     }
 
-    fn settle(&mut self, item: &Item, lane: &str, outcome: Outcome, at: Timestamp) {
-        if item.parked.is_some() {
-            self.again.remove(&item.sequence());
+    fn settle(&mut self, item: Item, lane: &Arc<str>, outcome: Outcome, at: Timestamp) {
+        let Item { stored: Stored { sequence, event }, row, parked, .. } = item;
+        if parked.is_some() {
+            self.again.remove(&sequence);
         }
         self.note(Settlement {
-            sequence: item.sequence(),
+            sequence,
             outcome,
             at,
-            lane: lane.to_owned(),
-            was_parked: item.parked.is_some(),
-            has_row: item.row,
-            event: Some(About::of(&item.stored)),
+            lane: Arc::clone(lane),
+            was_parked: parked.is_some(),
+            has_row: row,
+            event: Some(About {
+                account: event.account,
+                id: event.id,
+                name: event.name,
+                subject: event.subject,
+                received_at: event.received_at,
+            }),
         });
     }
 
@@ -149,7 +156,7 @@ impl Books {
             sequence: stored.sequence,
             outcome,
             at: clock::now(),
-            lane: lane.to_owned(),
+            lane: lane.into(),
             was_parked: false,
             has_row: true,
             event: Some(About::of(stored)),
@@ -167,7 +174,7 @@ impl Books {
             sequence,
             outcome: Outcome::Parked { reason: "corrupt", detail: String::new(), next_at: NEVER },
             at: clock::now(),
-            lane: String::new(),
+            lane: "".into(),
             was_parked: false,
             has_row,
             event: None,

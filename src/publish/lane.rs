@@ -8,6 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::in_flight::InFlight;
 use super::{Disposition, PublishError};
 use crate::journal::Stored;
 
@@ -66,9 +67,7 @@ pub(super) struct Lane {
     /// To be sent, in order.
     queue: VecDeque<Item>,
     queue_bytes: usize,
-    /// In flight, by ascending sequence.
-    open: VecDeque<Item>,
-    open_bytes: usize,
+    open: InFlight,
     /// Failed while the lane settles.
     failed: Vec<Item>,
     /// The gravest failure of those.
@@ -108,8 +107,7 @@ impl Lane {
             mode: Mode::Open,
             queue: VecDeque::new(),
             queue_bytes: 0,
-            open: VecDeque::new(),
-            open_bytes: 0,
+            open: InFlight::default(),
             failed: Vec::new(),
             cause: None,
             proven: false,
@@ -135,7 +133,7 @@ impl Lane {
     }
 
     pub fn has_room(&self) -> bool {
-        self.len() < LANE_EVENTS_MAX && self.queue_bytes + self.open_bytes < LANE_BYTES_MAX
+        self.len() < LANE_EVENTS_MAX && self.queue_bytes + self.open.bytes() < LANE_BYTES_MAX
     }
 
     /// Behind everything that is in memory already. Parked ones that are tried again are older than all else and go by themselves.
@@ -158,11 +156,11 @@ impl Lane {
             Mode::Waiting(until) | Mode::Held(_, until) if now < until => return None,
             _ => {}
         }
-        if self.open.len() >= LANE_EVENTS_MAX || self.open_bytes >= LANE_BYTES_MAX || self.is_stalled(now) {
+        if self.open.len() >= LANE_EVENTS_MAX || self.open.bytes() >= LANE_BYTES_MAX || self.is_stalled(now) {
             return None;
         }
         let one_at_a_time = !self.proven || self.queue.front()?.sequence() <= self.alone_through;
-        let behind_one = self.open.front().is_some_and(|item| item.alone);
+        let behind_one = self.open.oldest().is_some_and(|item| item.alone);
         if (one_at_a_time || behind_one) && !self.open.is_empty() {
             return None;
         }
@@ -173,20 +171,11 @@ impl Lane {
         if self.open.is_empty() {
             self.last_report = now;
         }
-        self.open_bytes += item.bytes;
-        self.open.push_back(item);
-        self.open.back()
-    }
-
-    fn take_open(&mut self, sequence: u64) -> Option<Item> {
-        let place = self.open.binary_search_by_key(&sequence, Item::sequence).ok()?;
-        let item = self.open.remove(place)?;
-        self.open_bytes -= item.bytes;
-        Some(item)
+        self.open.push(item)
     }
 
     pub fn delivered(&mut self, sequence: u64, now: Instant) -> Option<Item> {
-        let item = self.take_open(sequence)?;
+        let item = self.open.take(sequence)?;
         self.last_report = now;
         self.attempts = 0;
         self.proven = true;
@@ -199,7 +188,7 @@ impl Lane {
 
     /// Notes a failure. `None` if that record is not in flight here.
     pub fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) -> Option<Verdict> {
-        let item = self.take_open(sequence)?;
+        let item = self.open.take(sequence)?;
         self.last_report = now;
         if item.parked.is_some() && error != PublishError::Withdrawn {
             self.settle(now);
@@ -350,7 +339,7 @@ impl Lane {
 
     /// Whether this event is in flight.
     pub fn is_open(&self, sequence: u64) -> bool {
-        self.open.binary_search_by_key(&sequence, Item::sequence).is_ok()
+        self.open.contains(sequence)
     }
 
     /// All in memory that have no row yet.

@@ -11,6 +11,7 @@ use crate::clock::Timestamp;
 mod books;
 pub mod console;
 pub mod encode;
+mod in_flight;
 pub mod kafka;
 mod lane;
 mod output;
@@ -19,6 +20,7 @@ mod status;
 pub mod rabbitmq;
 mod replay;
 pub mod routes;
+mod series;
 pub mod topology;
 mod window;
 

@@ -14,6 +14,7 @@ use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
 use super::replay::Replays;
 use super::routes::Router;
+use super::series::Series;
 use super::window::Window;
 use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
 use crate::clock;
@@ -41,7 +42,7 @@ pub(super) enum Ended {
     /// Told to; everything that could be is published, or the time was up.
     Stopped,
     /// The sink has ended by a fault of its own; what was open is sent again.
-    SinkEnded,
+    SinkGone,
     /// The journal's file is another one now: nothing that is in memory means anything in it.
     JournalReplaced,
 }
@@ -73,6 +74,7 @@ pub(super) struct Output {
     pub(super) encoder: Encoder,
     pub(super) router: Router,
     pub(super) metrics: Arc<Metrics>,
+    series: Series,
     status: Outputs,
     pub(super) stop: watch::Receiver<Option<Instant>>,
     pub(super) connected: bool,
@@ -120,6 +122,7 @@ impl Output {
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
+            series: Series::new(&name, &metrics),
             name,
             row,
             sink,
@@ -171,7 +174,7 @@ impl Output {
             tokio::select! {
                 report = self.reports.recv() => match report {
                     Some(report) => self.report(report, Instant::now()),
-                    None => return Ended::SinkEnded,
+                    None => return Ended::SinkGone,
                 },
                 Ok(()) = committed.changed(), if self.connected && self.ahead.is_empty() => {}
                 _ = self.books.saved() => {} // A failure is the journal's to tell; the same goes again in a second.
@@ -389,13 +392,12 @@ impl Output {
         self.window.pass(sequence);
         let at = clock::now();
         let event = &item.stored.event;
-        let (publish, output) = (&self.metrics.publish, self.name.as_str());
-        publish.published.with_label_values(&[output, event.name.as_str()]).inc();
-        publish.delay.with_label_values(&[output]).observe(at.since(event.received_at).as_secs_f64());
+        self.series.published(&event.name).inc();
+        self.series.delay.observe(at.since(event.received_at).as_secs_f64());
         if let Some(sent_at) = item.sent_at {
-            publish.duration.with_label_values(&[output]).observe(now.duration_since(sent_at).as_secs_f64());
+            self.series.duration.observe(now.duration_since(sent_at).as_secs_f64());
         }
-        self.books.published(&item, &lane.topic, place, at);
+        self.books.published(item, &lane.topic, place, at);
     }
 
     fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) {
@@ -410,7 +412,7 @@ impl Output {
         let Some(verdict) = self.lanes[lane].failed(sequence, error, now) else { return };
         match verdict {
             Verdict::Again => {}
-            Verdict::Park(item, error) => self.park(lane, &item, &error),
+            Verdict::Park(item, error) => self.park(lane, *item, &error),
             Verdict::StillParked(item) => {
                 self.in_memory -= 1;
                 self.bytes_in_memory -= item.bytes;
@@ -420,7 +422,7 @@ impl Output {
         self.unload_if_stuck(lane, now);
     }
 
-    fn park(&mut self, lane: usize, item: &Item, error: &PublishError) {
+    fn park(&mut self, lane: usize, item: Item, error: &PublishError) {
         let (reason, detail) = match error {
             PublishError::Rejected(text) => ("rejected", text.clone()),
             error => (error.reason(), String::new()),

@@ -98,7 +98,7 @@ impl One {
         loop {
             match catch_unwind(AssertUnwindSafe(|| self.run())) {
                 Ok(Ok(Ended::Stopped)) => return,
-                Ok(Ok(Ended::SinkEnded)) => {
+                Ok(Ok(Ended::SinkGone)) => {
                     error!(output = %self.output.name, "the client of the broker ended by a fault; the output begins anew");
                 }
                 Ok(Ok(Ended::JournalReplaced)) => {

@@ -1,0 +1,126 @@
+//! The relay under test: the release build of this package, with a configuration and a journal of its own.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::process::{Running, Usage};
+use crate::work::{PATH, SECRET};
+
+/// The build under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sipsim-relay");
+const STARTS_WITHIN: Duration = Duration::from_secs(30);
+
+pub struct Relay {
+    pub running: Running,
+    pub public: SocketAddr,
+    admin: SocketAddr,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// Writes a configuration with its secret; `outputs` are whole sections.
+pub fn configure(folder: &Path, outputs: &str) -> Result<PathBuf, String> {
+    let text = |error: std::io::Error| format!("{}: {error}", folder.display());
+    std::fs::create_dir_all(folder.join("secrets")).map_err(text)?;
+    std::fs::write(folder.join("secrets/bench"), SECRET).map_err(text)?;
+    let (public, admin) = (free_port()?, free_port()?);
+    let file = folder.join("relay.toml");
+    let toml = format!(
+        "instance = \"bench\"\n[ingress]\nlisten = \"127.0.0.1:{public}\"\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\
+         [accounts.default]\npath = \"{PATH}\"\nsecrets = \"{}\"\n[journal]\npath = \"{}\"\n[shutdown]\ndrain = \"0s\"\n\
+         [log]\nlevel = \"error\"\n{outputs}",
+        folder.join("secrets").display(),
+        folder.join("journal/journal.db").display(),
+    );
+    std::fs::write(&file, toml).map_err(text)?;
+    Ok(file)
+}
+
+fn free_port() -> Result<u16, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+    listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
+}
+
+/// Runs another command of the relay's program.
+pub fn command(arguments: &[&str], config: &Path) -> Result<String, String> {
+    crate::process::complete(Command::new(PROGRAM).args(arguments).arg("--config").arg(config))
+}
+
+impl Relay {
+    /// Starts it and returns once it is ready. What it prints beside its log goes nowhere.
+    pub fn start(program: &Path, config: &Path) -> Result<Self, String> {
+        let toml = std::fs::read_to_string(config).map_err(|error| error.to_string())?;
+        let mut addresses =
+            toml.lines().filter_map(|line| line.strip_prefix("listen = \"")?.strip_suffix('"')?.parse().ok());
+        let (Some(public), Some(admin)) = (addresses.next(), addresses.next()) else {
+            return Err("a configuration without its two addresses".into());
+        };
+        let log = config.with_extension("log");
+        let running = Running::start_unheard(Command::new(program).arg("run").arg("--config").arg(config), &log)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+        let relay = Self { running, public, admin, runtime };
+        let began = Instant::now();
+        while !relay.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            if began.elapsed() > STARTS_WITHIN {
+                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(format!("the relay was not ready within 30 s; it said:\n{said}"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(relay)
+    }
+
+    fn get(&self, path: &str) -> Result<String, String> {
+        let ask = async {
+            let mut stream = tokio::net::TcpStream::connect(self.admin).await?;
+            stream
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").as_bytes())
+                .await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok(answer)
+        };
+        self.runtime.block_on(ask).map_err(|error: std::io::Error| error.to_string())
+    }
+
+    /// The sum of a metric's series whose labels include `label`.
+    fn metric(text: &str, name: &str, label: &str) -> f64 {
+        let series = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until nothing of `output` is pending, and says how many events a second left it: from the first look that showed some gone to the
+    /// first that showed all gone, as the bare clients' clocks begin when they are connected. Then the CPU seconds of the same span.
+    pub fn drained(&self, output: &str, count: u64) -> Result<Drained, String> {
+        let label = format!("output=\"{output}\"");
+        let began = Instant::now();
+        let mut first = None;
+        loop {
+            let text = self.get("/metrics")?;
+            let published = Self::metric(&text, "sipsim_relay_events_published_total", &label);
+            let now = (Instant::now(), Usage::of(self.running.pid()).cpu_seconds);
+            if published >= count as f64 {
+                let (since, before, cpu) = first.unwrap_or((began, 0.0, 0.0));
+                let seconds = (now.0 - since).as_secs_f64();
+                return Ok(Drained { events: count as f64 - before, seconds, cpu_seconds: now.1 - cpu });
+            }
+            if published > 0.0 && first.is_none() {
+                first = Some((now.0, published, now.1));
+            }
+            if began.elapsed() > Duration::from_secs(600) {
+                return Err(format!("{output}: {published} of {count} events published after ten minutes"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+pub struct Drained {
+    pub events: f64,
+    pub seconds: f64,
+    pub cpu_seconds: f64,
+}
