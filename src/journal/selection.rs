@@ -198,6 +198,7 @@ mod tests {
         let of = |sequence| standings.of(&output, sequence).map(State::as_str);
         let expected = [None, Some("published"), Some("held"), Some("published"), Some("discarded"), Some("published")];
         assert_eq!([4, 5, 6, 7, 8, 9].map(of), expected);
+        assert_eq!(of(10), Some("published"), "the cursor's own");
         assert_eq!([11, 12, 13, 20, 21].map(of), [Some("parked"), Some("pending"), None, None, Some("pending")]);
         assert!(State::Held.is(State::Pending) && !State::Pending.is(State::Held));
     }

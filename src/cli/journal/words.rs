@@ -68,6 +68,7 @@ mod tests {
 
     #[test]
     fn numbers_are_written_for_people() {
+        assert_eq!(size(1023 << 10), "1023.0 KiB");
         assert_eq!([size(0), size(1023), size(1536), size(8 << 30)], ["0 B", "1023 B", "1.5 KiB", "8.0 GiB"]);
         for (seconds, text) in [
             (0.004, "4 ms"),
