@@ -1,7 +1,7 @@
 # `make help` lists the targets. They want Rust; what else is missing is installed (as root, on Debian) or named in one line.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo run brokers test
+.PHONY: help demo run brokers test faults
 
 # What the build itself calls: the C compiler and make for librdkafka and SQLite, perl for OpenSSL.
 BUILD_NEEDS := cc:build-essential perl:perl
@@ -21,6 +21,11 @@ brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topic
 
 test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a socket, real brokers, README, compose file, metrics
 	scripts/test
+
+# FAULTS_KILLS, FAULTS_STEPS, FAULTS_BACKLOG and FAULTS_SEED make it longer, shorter, or the same again.
+faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
+	scripts/brokers fetch all
+	cargo test --locked --test faults -- --nocapture --test-threads 1
 
 .PHONY: build-needs
 build-needs:
