@@ -1,5 +1,5 @@
 //! RabbitMQ: a channel a lane, publisher confirms pipelined, `mandatory`. A record counts as delivered when the broker confirmed that it was
-//! routed and kept, and [`window`] shows that lapin's confirm can be believed; each record gets one report, whatever happens to the line.
+//! routed and kept, and `window` shows that lapin's confirm can be believed; each record gets one report, whatever happens to the line.
 //!
 //! One task does it all and waits for nothing but news: neither a publish that hangs (a blocked connection, a hung broker) nor a lane whose
 //! channel is being opened holds up the others. Reconnecting is our own; lapin's recovery stays off.
@@ -8,45 +8,35 @@ mod connect;
 mod fault;
 mod lane;
 mod ready;
+mod session;
 mod topology;
 mod window;
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
-use lapin::{Channel, Connection, Event};
+use lapin::{Channel, Connection};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use super::{Place, PublishError, Record, Report, Reports, Sink};
 use crate::config::{self, OutputName};
-use connect::{FilesDigest, Link, Refusal};
-use lane::{Lane, Trouble};
+use connect::Link;
+use lane::Lane;
 use ready::Ready;
+use session::{End, Session};
 pub use topology::create_topology;
 use window::Verdict;
 
-/// Records taken over at a time, before confirms get a turn.
-const TAKE_MAX: usize = 256;
 /// The first pause before connecting again is at most this. It grows by half each time, so that what is lost beside an outage is half of it at worst.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A connection that lasted this long begins again with the shortest pause.
 const PROVEN_AFTER: Duration = Duration::from_secs(5);
-/// How often the connection is looked at beside its events.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often the files are read, in looks.
-const FILES_EVERY: u32 = 5;
 /// How long open records may take to settle before a connection is replaced because a file changed.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
-/// Channels at once, if the broker allows as many (it allows 2,047 by default). There are about twenty lanes an account.
-const CHANNELS_MAX: usize = 512;
 
 /// Publishes to an exchange, by the records' lanes as routing keys. Dropped, it closes its connection within a second.
 pub struct RabbitMq {
@@ -90,38 +80,6 @@ struct Publisher {
     ready: Arc<Ready>,
     /// What was last said about the exchange, so that it is said once.
     declare_trouble: Option<String>,
-}
-
-/// How a connection ended.
-enum End {
-    Dropped,
-    Lost(String),
-    Replaced(Link),
-}
-
-/// What was waited for beside the records.
-enum Chore {
-    Opened(usize, lapin::Result<Channel>),
-    Closed,
-    Files(FilesDigest),
-    Reconnected(Result<Link, Refusal>),
-}
-
-/// A connection at work.
-struct Session {
-    link: Link,
-    /// Ended with the session.
-    chores: JoinSet<Chore>,
-    channels_max: usize,
-    /// Lanes that found no channel free.
-    starved: Vec<usize>,
-    blocked: bool,
-    /// A channel was closed because the exchange is missing: the next one declares it first.
-    exchange_missing: bool,
-    /// The files of the connection, or of the last attempt to replace it.
-    files: FilesDigest,
-    /// The connection that takes over, and when it does so at the latest.
-    next: Option<(Link, Instant)>,
 }
 
 impl Publisher {
@@ -230,242 +188,6 @@ impl Publisher {
         self.declare_trouble = trouble;
     }
 
-    async fn serve(&mut self, session: &mut Session) -> End {
-        let mut batch = Vec::with_capacity(TAKE_MAX);
-        let mut looks = interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked = 0_u32;
-        // What waited while the connection was replaced.
-        for index in 0..self.lanes.all.len() {
-            if let Err(end) = self.advance(session, index) {
-                return end;
-            }
-        }
-        loop {
-            let step = tokio::select! {
-                count = self.records.recv_many(&mut batch, TAKE_MAX) => {
-                    if count == 0 {
-                        return End::Dropped;
-                    }
-                    self.take(session, &mut batch)
-                }
-                () = self.ready.wait() => Ok(()),
-                event = next_event(&mut session.link) => self.on_event(session, event),
-                Some(chore) = session.chores.join_next() => match chore {
-                    Ok(chore) => self.on_chore(session, chore),
-                    // Only a panic in lapin or in the connecting; both are as good as a connection that failed.
-                    Err(error) => Err(End::Lost(fault::one_line(&error.to_string()))),
-                },
-                _ = looks.tick() => {
-                    looked = looked.wrapping_add(1);
-                    self.look(session, looked)
-                }
-            };
-            let step = step.and_then(|()| self.settle(session)).and_then(|()| self.replace(session));
-            if let Err(end) = step {
-                return end;
-            }
-        }
-    }
-
-    /// Hands records to their lanes.
-    fn take(&mut self, session: &mut Session, batch: &mut Vec<Record>) -> Result<(), End> {
-        let mut verdicts = Vec::new();
-        let mut lanes = Vec::new();
-        for record in batch.drain(..) {
-            let lane = self.lanes.of(&record);
-            lane.accept(record, &mut verdicts);
-            if lane.has_waiting() && lanes.last() != Some(&lane.index) {
-                lanes.push(lane.index);
-            }
-        }
-        self.tell(verdicts);
-        lanes.into_iter().try_for_each(|index| self.advance(session, index))
-    }
-
-    /// Publishes what waits in a lane, or gets it a channel.
-    fn advance(&mut self, session: &mut Session, index: usize) -> Result<(), End> {
-        // Nothing new on a connection that is about to be replaced.
-        if session.next.is_some() {
-            return Ok(());
-        }
-        let used = self.lanes.next_use();
-        let lane = &mut self.lanes.all[index];
-        if !lane.has_waiting() {
-            return Ok(());
-        }
-        lane.used = used;
-        if lane.has_channel() {
-            let trouble = lane.flush(&self.exchange, &self.ready);
-            if let Some(trouble) = trouble {
-                self.on_trouble(session, index, trouble)?;
-            }
-            if self.lanes.all[index].has_channel() {
-                return Ok(());
-            }
-        }
-        self.open(session, index);
-        Ok(())
-    }
-
-    /// Opens a lane's channel, if need be in the place of one that idles.
-    fn open(&mut self, session: &mut Session, index: usize) {
-        if self.lanes.all[index].opening || !self.lanes.all[index].has_waiting() {
-            return;
-        }
-        if self.lanes.all.iter().filter(|lane| lane.has_channel() || lane.opening).count() >= session.channels_max {
-            let Some(idle) = self.lanes.release_idle() else {
-                if !session.starved.contains(&index) {
-                    session.starved.push(index);
-                }
-                return;
-            };
-            session.chores.spawn(async move {
-                // An error here is a channel that is closed already.
-                let _ = idle.close(200, "OK".into()).await;
-                Chore::Closed
-            });
-        }
-        self.lanes.all[index].opening = true;
-        let connection = session.link.connection.clone();
-        let declare = std::mem::take(&mut session.exchange_missing).then(|| self.config.exchange.clone());
-        session.chores.spawn(async move {
-            if let Some(exchange) = declare {
-                // What stands in its way was logged at connecting, and shows in the lane.
-                let _ = topology::declare(&connection, &exchange).await;
-            }
-            Chore::Opened(index, open_channel(&connection).await)
-        });
-    }
-
-    /// Looks at all that has news, then gives the verdicts: see [`ready`] for why in this order.
-    fn settle(&mut self, session: &mut Session) -> Result<(), End> {
-        let mut news = Vec::new();
-        loop {
-            self.ready.take(&mut news);
-            if news.is_empty() {
-                break;
-            }
-            for (index, tag) in news.drain(..) {
-                if let Some(trouble) = self.lanes.all[index].look(tag) {
-                    self.on_trouble(session, index, trouble)?;
-                }
-            }
-        }
-        let mut verdicts = Vec::new();
-        for lane in self.lanes.all.iter_mut().filter(|lane| lane.touched) {
-            lane.judge(&mut verdicts);
-        }
-        self.tell(verdicts);
-        if !session.starved.is_empty() {
-            for index in std::mem::take(&mut session.starved) {
-                self.advance(session, index)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn on_trouble(&mut self, session: &mut Session, index: usize, trouble: Trouble) -> Result<(), End> {
-        let error = match trouble {
-            Trouble::Channel(error) if session.link.connection.status().connected() => error,
-            Trouble::Channel(error) | Trouble::Connection(error) => {
-                return Err(End::Lost(format!("{}: {}", session.link.at, fault::of_connection(&error))));
-            }
-        };
-        let mut verdicts = Vec::new();
-        let lane = &mut self.lanes.all[index];
-        lane.close(|open| fault::of_channel(&error, open), Some(&PublishError::Withdrawn), &mut verdicts);
-        session.exchange_missing |=
-            self.config.declare && verdicts.iter().any(|(_, verdict)| *verdict == Err(PublishError::TopicMissing));
-        self.tell(verdicts);
-        Ok(())
-    }
-
-    fn on_event(&mut self, session: &mut Session, event: Option<Event>) -> Result<(), End> {
-        match event {
-            Some(Event::ConnectionBlocked(reason)) => {
-                session.blocked = true;
-                let detail = format!(
-                    "{}: the broker takes nothing at the moment ({})",
-                    session.link.at,
-                    fault::one_line(&reason)
-                );
-                self.report(Report::Lost { reason: PublishError::Blocked, detail });
-                Ok(())
-            }
-            Some(Event::ConnectionUnblocked) => {
-                session.blocked = false;
-                self.report(Report::Connected);
-                Ok(())
-            }
-            // A channel's end shows in its records too; the connection's must be noticed without any.
-            Some(Event::Error(error)) if !session.link.connection.status().connected() => {
-                Err(End::Lost(format!("{}: {}", session.link.at, fault::of_connection(&error))))
-            }
-            Some(_) => Ok(()),
-            None => Err(End::Lost(format!("{}: lapin gave the connection up", session.link.at))),
-        }
-    }
-
-    fn on_chore(&mut self, session: &mut Session, chore: Chore) -> Result<(), End> {
-        match chore {
-            Chore::Opened(index, Ok(channel)) => {
-                self.lanes.all[index].set_channel(channel);
-                self.advance(session, index)
-            }
-            Chore::Opened(index, Err(error)) => {
-                let trouble =
-                    if fault::is_channels(&error) { Trouble::Channel(error) } else { Trouble::Connection(error) };
-                self.on_trouble(session, index, trouble)
-            }
-            Chore::Closed => Ok(()),
-            Chore::Files(files) => {
-                if files != session.files {
-                    session.files = files;
-                    let (name, config) = (self.name.clone(), self.config.clone());
-                    session.chores.spawn(async move { Chore::Reconnected(connect::connect(&name, &config).await) });
-                }
-                Ok(())
-            }
-            Chore::Reconnected(Ok(link)) => {
-                session.next = Some((link, Instant::now() + SETTLE_MAX));
-                Ok(())
-            }
-            Chore::Reconnected(Err(refusal)) => {
-                // The connection that stands still works, so it stays; the next change is tried again.
-                let detail = refusal.detail;
-                warn!(output = %self.name, "the changed files give no connection, so the one that stands is kept: {detail}");
-                Ok(())
-            }
-        }
-    }
-
-    /// What no event tells, each second.
-    fn look(&mut self, session: &mut Session, looked: u32) -> Result<(), End> {
-        if !session.link.connection.status().connected() {
-            return Err(End::Lost(format!("{}: the connection is closed", session.link.at)));
-        }
-        // While the broker blocks, open records cannot settle.
-        if looked.is_multiple_of(FILES_EVERY) && session.next.is_none() && !session.blocked {
-            let config = self.config.clone();
-            session.chores.spawn_blocking(move || Chore::Files(connect::digest(&config)));
-        }
-        Ok(())
-    }
-
-    /// Hands over to the connection that waits, once all is settled or it waited long enough.
-    fn replace(&mut self, session: &mut Session) -> Result<(), End> {
-        match session.next.take() {
-            Some((link, latest)) if self.lanes.all.iter().all(Lane::is_settled) || Instant::now() >= latest => {
-                Err(End::Replaced(link))
-            }
-            waiting => {
-                session.next = waiting;
-                Ok(())
-            }
-        }
-    }
-
     fn tell(&self, verdicts: Vec<Verdict>) {
         for (sequence, verdict) in verdicts {
             self.report(match verdict {
@@ -478,24 +200,6 @@ impl Publisher {
     fn report(&self, report: Report) {
         // Nobody listens only while the output is being dropped.
         let _ = self.reports.send(report);
-    }
-}
-
-impl Session {
-    fn new(link: Link) -> Self {
-        // One is left for declaring.
-        let channels_max =
-            usize::from(link.connection.configuration().channel_max()).saturating_sub(2).clamp(1, CHANNELS_MAX);
-        Self {
-            files: link.files,
-            link,
-            chores: JoinSet::new(),
-            channels_max,
-            starved: Vec::new(),
-            blocked: false,
-            exchange_missing: false,
-            next: None,
-        }
     }
 }
 
@@ -530,15 +234,4 @@ impl Lanes {
     fn release_idle(&mut self) -> Option<Arc<Channel>> {
         self.all.iter_mut().filter(|lane| lane.is_idle()).min_by_key(|lane| lane.used)?.release()
     }
-}
-
-/// A channel in confirm mode.
-async fn open_channel(connection: &Connection) -> lapin::Result<Channel> {
-    let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
-}
-
-async fn next_event(link: &mut Link) -> Option<Event> {
-    poll_fn(|context| link.events.as_mut().poll_next(context)).await
 }

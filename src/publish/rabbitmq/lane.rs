@@ -336,6 +336,23 @@ mod tests {
     }
 
     #[test]
+    fn nothing_follows_a_returned_record_while_the_others_are_awaited() {
+        let mut lane = Lane::new(0, "k");
+        for sequence in [1, 2] {
+            lane.window.push(sequence, Flight { outcome: None, waker: Waker::noop().clone() });
+        }
+        lane.window.confirmed(0, true, Some(Some(1)));
+        let mut verdicts = Vec::new();
+        lane.judge(&mut verdicts);
+        assert_eq!(verdicts, []);
+        assert_eq!(accepted(&mut lane, &[3]), "-");
+        lane.window.confirmed(1, true, None);
+        lane.judge(&mut verdicts);
+        assert_eq!(verdicts, [(1, Err(PublishError::Unroutable)), (2, Ok(()))]);
+        assert_eq!(accepted(&mut lane, &[4, 1, 3, 4]), "-+++");
+    }
+
+    #[test]
     fn a_routing_key_that_amqp_cannot_carry_is_rejected() {
         let mut verdicts = Vec::new();
         Lane::new(0, &"k".repeat(256)).accept(record(1), &mut verdicts);
