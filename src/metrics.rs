@@ -350,6 +350,17 @@ impl JournalMetrics {
 }
 
 impl PublishMetrics {
+    /// Takes away what the page shows of an output that the journal knew and now knows no more.
+    pub fn forget(&self, output: &str) {
+        // An error only says that there was no such series.
+        for state in LEDGER_STATES {
+            let _ = self.ledger.remove_label_values(&[output, state]);
+        }
+        let _ = self.pending.remove_label_values(&[output]);
+        let _ = self.parked.remove_label_values(&[output]);
+        let _ = self.oldest_pending_age.remove_label_values(&[output]);
+    }
+
     fn new(r: &Registry) -> Self {
         let seconds: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
         Self {

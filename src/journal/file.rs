@@ -16,6 +16,8 @@ use crate::clock::Timestamp;
 const APPLICATION_ID: i32 = 0x7370_726a;
 /// The tables of `schema.sql`. A file of a higher format can be read by us if its `readable_by` is not higher than this.
 pub(super) const FORMAT: i64 = 1;
+/// What was added to `schema.sql` since it was frozen.
+pub(super) const ADDITIONS: &str = include_str!("additions.sql");
 /// As good as any other size for rows of half a kilobyte (DESIGN §8).
 const PAGE_BYTES: u32 = 8192;
 /// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 8 MiB, or a sixteenth of a small journal, since the log
@@ -109,6 +111,17 @@ pub(super) fn open_reader(journal: &Path) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "query_only", true)?;
     db.set_prepared_statement_cache_capacity(64);
     // What a crash left in the write-ahead log is the writer's to recover.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(db)
+}
+
+/// A connection for one short write beside whoever holds the lock: an order. Checkpoints stay the holder's.
+pub(super) fn open_beside(journal: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(journal, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "wal_autocheckpoint", 0)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(db)
 }
@@ -216,6 +229,7 @@ fn prepare(db: &Connection, now: Timestamp) -> Result<(), PrepareError> {
         }
     }
     db.execute("UPDATE meta SET value = ? WHERE name = 'written_by' AND value <> ?1", [env!("CARGO_PKG_VERSION")])?;
+    db.execute_batch(ADDITIONS)?;
     Ok(())
 }
 
@@ -223,6 +237,7 @@ fn create(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     db.pragma_update(None, "application_id", APPLICATION_ID)?;
     db.pragma_update(None, "user_version", FORMAT)?;
     db.execute_batch(include_str!("schema.sql"))?;
+    db.execute_batch(ADDITIONS)?;
     let mut random = [0; 8];
     if getrandom::fill(&mut random).is_err() {
         // Without a source of randomness the moment alone has to tell this journal from others.

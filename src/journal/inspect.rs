@@ -162,6 +162,13 @@ impl Inspector {
         self.in_one_transaction(ledger::read)
     }
 
+    /// The outputs and what stands apart, all of one moment.
+    pub fn outputs_and_apart(&self) -> rusqlite::Result<(Vec<OutputRow>, Vec<ApartCount>)> {
+        let transaction = self.db.unchecked_transaction()?;
+        let outputs = ledger::read(&transaction)?;
+        Ok((outputs, self.apart_counts()?))
+    }
+
     fn in_one_transaction<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let transaction = self.db.unchecked_transaction()?; // The connection is ours alone.
         read(&transaction)

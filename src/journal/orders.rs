@@ -82,7 +82,13 @@ pub struct Outcome {
 ///
 /// # Errors
 /// The journal cannot be written: one line for a person.
-pub fn give(journal: &Path, command: Command, output: Option<&str>, selection: &Selection, now: Timestamp) -> Result<i64, String> {
+pub fn give(
+    journal: &Path,
+    command: Command,
+    output: Option<&str>,
+    selection: &Selection,
+    now: Timestamp,
+) -> Result<i64, String> {
     let selection = serde_json::to_string(selection).map_err(|error| error.to_string())?;
     insert(journal, command, output, &selection, now)
 }
@@ -95,7 +101,13 @@ pub fn give_import(journal: &Path, lines: &[String], now: Timestamp) -> Result<i
     insert(journal, Command::Import, None, &lines.join("\n"), now)
 }
 
-fn insert(journal: &Path, command: Command, output: Option<&str>, selection: &str, now: Timestamp) -> Result<i64, String> {
+fn insert(
+    journal: &Path,
+    command: Command,
+    output: Option<&str>,
+    selection: &str,
+    now: Timestamp,
+) -> Result<i64, String> {
     let say = |error: rusqlite::Error| format!("{}: the order cannot be written: {error}", journal.display());
     let db = file::open_beside(journal).map_err(say)?;
     db.execute(
@@ -187,15 +199,17 @@ pub(super) fn carry_out(
         }
         Some(command) => {
             let name = order.output.as_deref().unwrap_or_default();
-            match (outputs.iter_mut().find(|row| row.name == name), serde_json::from_str::<Selection>(&order.selection)) {
+            match (outputs.iter_mut().find(|row| row.name == name), serde_json::from_str::<Selection>(&order.selection))
+            {
                 (None, _) => refuse(&mut progress, "the journal knows no such output"),
                 (_, Err(_)) => refuse(&mut progress, "its selection cannot be read"),
                 (Some(row), _) if row.removed && matches!(command, Command::Replay | Command::Requeue) => {
                     refuse(&mut progress, "the output is no longer configured")
                 }
-                (Some(row), _) if !row.removed && command == Command::Forget => {
-                    refuse(&mut progress, "the output is configured; take it out of the configuration and restart the relay first")
-                }
+                (Some(row), _) if !row.removed && command == Command::Forget => refuse(
+                    &mut progress,
+                    "the output is configured; take it out of the configuration and restart the relay first",
+                ),
                 (Some(row), Ok(selection)) => {
                     let mut work = Work { db, command, row, selection, now, rows, given_up: &mut step.given_up };
                     work.step(&mut progress, last)?
@@ -287,8 +301,9 @@ impl Work<'_> {
     }
 
     fn head(&self, sequence: u64) -> rusqlite::Result<Option<Head>> {
-        let mut select =
-            self.db.prepare_cached("SELECT sequence, received_at, account, id, name, subject FROM events WHERE sequence = ?")?;
+        let mut select = self.db.prepare_cached(
+            "SELECT sequence, received_at, account, id, name, subject FROM events WHERE sequence = ?",
+        )?;
         select.query_row([sequence as i64], |row| head(row, 0)).optional()
     }
 
@@ -353,7 +368,9 @@ impl Work<'_> {
         let heads = self.heads(progress.position, through)?;
         for head in &heads {
             progress.position = head.sequence;
-            let owed = |span: &super::Span| span.after < head.sequence && span.through.is_none_or(|through| head.sequence <= through);
+            let owed = |span: &super::Span| {
+                span.after < head.sequence && span.through.is_none_or(|through| head.sequence <= through)
+            };
             let (apart, given_up) = self.stands(head.sequence)?;
             if apart || given_up || !self.row.spans.iter().any(owed) || !self.selection.takes(head) {
                 continue;
@@ -379,7 +396,7 @@ impl Work<'_> {
     /// Whether an event is held or parked here, and whether it was given up.
     fn stands(&self, sequence: u64) -> rusqlite::Result<(bool, bool)> {
         let mut select = self.db.prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM apart WHERE sequence = ?1 AND output = ?2 AND state <> 'replay'), \
+            "SELECT EXISTS (SELECT 1 FROM apart INDEXED BY apart_by_sequence WHERE sequence = ?1 AND output = ?2 AND state <> 'replay'), \
              EXISTS (SELECT 1 FROM given_up WHERE sequence = ?1 AND output = ?2)",
         )?;
         select.query_row(params![sequence as i64, self.row.number], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -388,9 +405,13 @@ impl Work<'_> {
     /// Into ledger and trail, and never to be sent again.
     fn give_up(&mut self, sequence: u64, head: Option<&Head>, lane: &str) -> rusqlite::Result<()> {
         self.row.counts.discarded += 1;
-        self.given_up.push((self.row.number, sequence));
-        let mut insert = self.db.prepare_cached("INSERT OR IGNORE INTO given_up (sequence, output) VALUES (?, ?)")?;
-        insert.execute(params![sequence as i64, self.row.number])?;
+        // A removed output sends nothing, and has no row to tell it by soon.
+        if self.command != Command::Forget {
+            self.given_up.push((self.row.number, sequence));
+            let mut insert =
+                self.db.prepare_cached("INSERT OR IGNORE INTO given_up (sequence, output) VALUES (?, ?)")?;
+            insert.execute(params![sequence as i64, self.row.number])?;
+        }
         let Some(head) = head else { return Ok(()) };
         let mut insert = self.db.prepare_cached(
             "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, lane, reason) \

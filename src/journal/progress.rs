@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, params};
 
-use super::{Kept, OutputRow};
+use super::{Kept, OutputRow, Stored};
 use crate::clock::Timestamp;
 use crate::config::AccountName;
 use crate::normalize::{EventId, EventName};
@@ -68,6 +68,19 @@ pub struct About {
     pub received_at: Timestamp,
 }
 
+impl About {
+    pub fn of(stored: &Stored) -> Self {
+        let event = &stored.event;
+        Self {
+            account: event.account.clone(),
+            id: event.id,
+            name: event.name.clone(),
+            subject: event.subject.clone(),
+            received_at: event.received_at,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Published(Place),
@@ -76,6 +89,12 @@ pub enum Outcome {
         reason: &'static str,
         detail: String,
         next_at: Timestamp,
+    },
+    /// By order of `journal replay`; not in the ledger.
+    Replayed(Place),
+    /// The broker does not take it again.
+    NotReplayed {
+        reason: &'static str,
     },
 }
 
@@ -105,7 +124,8 @@ impl Progress {
 }
 
 // Left to itself, SQLite looks for the output's rows and walks all of them: with ten thousand apart, a commit took minutes.
-const DELETE_APART: &str = "DELETE FROM apart INDEXED BY apart_by_sequence WHERE sequence = ? AND output = ?";
+const DELETE_APART: &str =
+    "DELETE FROM apart INDEXED BY apart_by_sequence WHERE sequence = ? AND output = ? AND state <> 'replay'";
 
 /// Writes one output's progress into the transaction under way, and its new counts into `row`.
 pub(super) fn apply(
@@ -115,7 +135,7 @@ pub(super) fn apply(
     kept: &Kept,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    hold(db, progress, now)?;
+    hold(db, progress, row.cursor, now)?;
     for settlement in &progress.settled {
         settle(db, progress.output, settlement, row, now)?;
         trail(db, settlement, &row.name, kept)?;
@@ -161,12 +181,16 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn hold(db: &Connection, progress: &Progress, now: Timestamp) -> rusqlite::Result<()> {
+fn hold(db: &Connection, progress: &Progress, cursor: u64, now: Timestamp) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT OR REPLACE INTO apart (output, state, lane, sequence, since, reason, attempts, next_at) \
          VALUES (?, 'held', ?, ?, ?, ?, 0, 0)",
     )?;
     for apart in &progress.held {
+        // What the cursor has passed already, an order gave up, and its event may be gone.
+        if apart.sequence <= cursor || is_given_up(db, progress.output, apart.sequence)? {
+            continue;
+        }
         insert.execute(params![progress.output, apart.lane, apart.sequence as i64, now.as_micros(), apart.reason])?;
     }
     Ok(())
@@ -179,9 +203,21 @@ fn settle(
     row: &mut OutputRow,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
+    if matches!(settlement.outcome, Outcome::Replayed(_) | Outcome::NotReplayed { .. }) {
+        let mut delete = db
+            .prepare_cached("DELETE FROM apart WHERE output = ? AND state = 'replay' AND lane = '' AND sequence = ?")?;
+        delete.execute(params![output, settlement.sequence as i64])?;
+        return Ok(());
+    }
+    // An order gave it up while it was on its way: the ledger has it as discarded, and what became of it only the trail tells.
+    if is_given_up(db, output, settlement.sequence)? || !settlement.has_row && settlement.sequence <= row.cursor {
+        return Ok(());
+    }
     if settlement.has_row {
         let mut delete = db.prepare_cached(DELETE_APART)?;
-        delete.execute(params![settlement.sequence as i64, output])?;
+        if delete.execute(params![settlement.sequence as i64, output])? == 0 {
+            return Ok(());
+        }
     }
     *(if settlement.was_parked { &mut row.counts.parked } else { &mut row.counts.pending }) -= 1;
     match &settlement.outcome {
@@ -201,16 +237,27 @@ fn settle(
                 next_at.as_micros()
             ])?;
         }
+        Outcome::Replayed(_) | Outcome::NotReplayed { .. } => {} // Above.
     }
     Ok(())
 }
 
+fn is_given_up(db: &Connection, output: u32, sequence: u64) -> rusqlite::Result<bool> {
+    let mut select = db.prepare_cached("SELECT EXISTS (SELECT 1 FROM given_up WHERE sequence = ? AND output = ?)")?;
+    select.query_row(params![sequence as i64, output], |row| row.get(0))
+}
+
 fn trail(db: &Connection, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
     let Some(about) = &settlement.event else { return Ok(()) };
-    let (state, partition, offset, reason) = match &settlement.outcome {
-        Outcome::Published(Place::Kafka { partition, offset }) => ("published", Some(*partition), Some(*offset), None),
-        Outcome::Published(Place::Confirmed) => ("published", None, None, None),
-        Outcome::Parked { reason, detail, .. } => ("parked", None, None, Some(format!("{reason}: {detail}"))),
+    let place = |place: &Place| match place {
+        Place::Kafka { partition, offset } => (Some(*partition), Some(*offset)),
+        Place::Confirmed => (None, None),
+    };
+    let (state, (partition, offset), reason) = match &settlement.outcome {
+        Outcome::Published(at) => ("published", place(at), None),
+        Outcome::Replayed(at) => ("replayed", place(at), None),
+        Outcome::NotReplayed { reason } => ("not replayed", (None, None), Some((*reason).to_owned())),
+        Outcome::Parked { reason, detail, .. } => ("parked", (None, None), Some(format!("{reason}: {detail}"))),
     };
     let mut insert = db.prepare_cached(
         "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
@@ -245,6 +292,6 @@ mod tests {
         db.execute_batch(include_str!("schema.sql")).unwrap();
         let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {DELETE_APART}")).unwrap();
         let plan: String = explain.query_row(params![1, 1], |row| row.get("detail")).unwrap();
-        assert!(plan.ends_with("apart_by_sequence (sequence=? AND output=?)"), "{plan}");
+        assert!(plan.contains("apart_by_sequence (sequence=? AND output=?"), "{plan}");
     }
 }

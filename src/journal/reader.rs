@@ -104,7 +104,7 @@ impl Reader {
             let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
             let sql = format!(
                 "SELECT {columns}, lane, attempts FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'parked' AND next_at <= ? LIMIT ?"
+                 WHERE output = ? AND state = 'parked' AND next_at <= ? ORDER BY next_at LIMIT ?"
             );
             let mut select = db.prepare_cached(&sql)?;
             let rows = select.query_map(params![output, now.as_micros(), limit], |row| {
@@ -150,6 +150,29 @@ impl Reader {
             let mut select = db.prepare_cached(&sql)?;
             let rows = select.query_map(params![output, after as i64, limit], |row| Ok((row.get("lane")?, row::read(row)?)))?;
             rows.collect()
+        })
+    }
+
+    /// Events behind `after` and up to `through` that an order gave up.
+    pub fn given_up(&mut self, output: u32, after: u64, through: u64) -> rusqlite::Result<Vec<u64>> {
+        self.with(|db| {
+            let mut select =
+                db.prepare_cached("SELECT sequence FROM given_up WHERE sequence > ? AND sequence <= ? AND output = ?")?;
+            let rows = select.query_map(params![after as i64, through as i64, output], |row| row.get::<_, i64>(0))?;
+            rows.map(|sequence| sequence.map(|sequence| sequence as u64)).collect()
+        })
+    }
+
+    /// Up to `limit` events behind `after` that are to be sent again, in order.
+    pub fn to_replay(&mut self, output: u32, after: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+        self.with(|db| {
+            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
+            let sql = format!(
+                "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
+                 WHERE output = ? AND state = 'replay' AND lane = '' AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
+            );
+            let mut select = db.prepare_cached(&sql)?;
+            take(select.query(params![output, after as i64, limit])?, bytes)
         })
     }
 

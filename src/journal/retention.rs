@@ -91,8 +91,10 @@ impl Retention {
         drop(rows);
         self.ended = looked < limits.rows;
         let mut delete = db.prepare_cached("DELETE FROM events WHERE sequence = ?")?;
+        let mut delete_given_up = db.prepare_cached("DELETE FROM given_up WHERE sequence = ?")?;
         for sequence in &old {
             delete.execute([sequence])?;
+            delete_given_up.execute([sequence])?;
         }
         Ok(Step { more: !self.ended, floor: old.last().map_or(0, |last| *last as u64) })
     }

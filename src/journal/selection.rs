@@ -27,6 +27,12 @@ pub struct Selection {
     pub until: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub state: Option<State>,
+    /// Sequences behind this one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<u64>,
+    /// Sequences up to this one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub through: Option<u64>,
 }
 
 /// How an event stands at one output.
@@ -71,6 +77,8 @@ impl Selection {
             && self.id.as_ref().is_none_or(|id| *id == EventId(head.id).to_string())
             && self.since.is_none_or(|since| at >= since)
             && self.until.is_none_or(|until| at < until)
+            && self.after.is_none_or(|after| head.sequence > after)
+            && self.through.is_none_or(|through| head.sequence <= through)
     }
 
     pub fn takes_state(&self, state: State) -> bool {

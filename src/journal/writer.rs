@@ -17,7 +17,7 @@ use super::retention::{Limits, Retention};
 use super::seen::Seen;
 use super::{
     Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, ProgressReply, Receipt, Shared, ledger,
-    progress, row,
+    orders, progress, row,
 };
 use crate::clock::{self, Timestamp};
 
@@ -43,6 +43,11 @@ const RETENTION_ROWS_MIN: usize = 16;
 const RETENTION_ROWS: usize = 128;
 /// The same in a commit that no request waits for.
 const RETENTION_ROWS_IDLE: usize = 512;
+/// How often the table of orders is looked at.
+const ORDERS_EVERY: Duration = Duration::from_secs(1);
+/// Events that one step of an order looks at: beside requests as many as a group's retention, else enough for a hundred thousand a second.
+const ORDER_ROWS: usize = 64;
+const ORDER_ROWS_IDLE: usize = 512;
 /// Behind the end of the tolerance, before a request's id is forgotten: a clock may be set by some seconds.
 const REQUESTS_KEPT_LONGER: Duration = Duration::from_secs(60);
 
@@ -109,6 +114,9 @@ struct Database {
     expired_at: Instant,
     seen_accounts_at: Instant,
     accounts_dirty: Vec<(crate::config::AccountName, Timestamp)>,
+    orders_at: Instant,
+    /// An order is not at its end.
+    order_open: bool,
     housekeeping_due: bool,
 }
 
@@ -312,6 +320,9 @@ struct Written {
     discarded: Vec<usize>,
     /// Which progress of the group is of this file and of an output that it has.
     known: Vec<bool>,
+    /// Account and name of events that an order brought.
+    imported: Vec<(crate::config::AccountName, crate::normalize::EventName)>,
+    order: Option<orders::Step>,
 }
 
 impl Database {
@@ -361,11 +372,14 @@ impl Database {
             outputs,
             last,
             floor,
-            kept: Kept { groups: Default::default() },
+            // Whatever comes is behind this.
+            kept: Kept { groups: [(last, now)].into() },
             room: Room { measured_at: long_ago, closed: None, pressure: false, urgent: false },
             expired_at: long_ago,
             seen_accounts_at: long_ago,
             accounts_dirty: Vec::new(),
+            orders_at: long_ago,
+            order_open: false,
             housekeeping_due: true,
         };
         database.show(shared);
@@ -379,8 +393,11 @@ impl Database {
             return Ok(written);
         }
         let now = clock::now();
+        let order = self.next_order()?;
+        let imported = order.as_ref().map(orders::Waiting::events).unwrap_or_default();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        self.append(group, options, &mut written, now)?;
+        self.append(group.appends.iter().map(|append| &append.event).chain(&imported), options, &mut written, now)?;
+        written.imported.extend(imported.into_iter().map(|event| (event.account, event.name)));
         for (progress, _) in &group.progress {
             // What an output did with the events of a file that was set aside meanwhile says nothing of this one's. One that was kept though its commit seemed to fail is not counted again.
             let row = self.outputs.iter_mut().find(|row| row.number == progress.output && progress.journal == self.id);
@@ -389,7 +406,19 @@ impl Database {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
             }
         }
-        if !group.is_empty() {
+        let ordered = order.is_some();
+        if let Some(order) = order {
+            let rows = if group.appends.is_empty() { ORDER_ROWS_IDLE } else { ORDER_ROWS };
+            let step = orders::carry_out(&self.db, order, &mut self.outputs, self.last, rows, now)?;
+            if step.forgotten.is_some() {
+                // Its cursor may have been all that remembered how far the numbers went.
+                self.floor = self.last;
+                save_floor(&self.db, self.floor)?;
+            }
+            self.order_open = true; // Or another one follows.
+            written.order = Some(step);
+        }
+        if !group.is_empty() || ordered {
             for row in &self.outputs {
                 progress::save(&self.db, row)?;
             }
@@ -403,20 +432,32 @@ impl Database {
         Ok(written)
     }
 
-    fn append(
+    /// An order to carry out a step of, if it is time to look.
+    fn next_order(&mut self) -> rusqlite::Result<Option<orders::Waiting>> {
+        if !self.order_open && self.orders_at.elapsed() < ORDERS_EVERY {
+            return Ok(None);
+        }
+        self.orders_at = Instant::now();
+        let order = orders::next(&self.db, self.room.closed.is_none())?;
+        self.order_open = order.is_some();
+        Ok(order)
+    }
+
+    fn append<'a>(
         &mut self,
-        group: &Group,
+        events: impl Iterator<Item = &'a crate::normalize::Event>,
         options: &Options,
         written: &mut Written,
         now: Timestamp,
     ) -> rusqlite::Result<()> {
-        if group.appends.is_empty() {
+        let mut events = events.peekable();
+        if events.peek().is_none() {
             return Ok(());
         }
         let first = self.last + 1;
         let mut kept = 0;
         let mut insert = self.db.prepare_cached(row::INSERT)?;
-        for (place, Append { event, .. }) in group.appends.iter().enumerate() {
+        for (place, event) in events.enumerate() {
             // An import brings its own times, and is asked for on purpose.
             let new = event.replayed || self.seen.note(&self.db, event.signed_at, event.id)?;
             written.receipts.push(Receipt { id: event.id, duplicate: !new, _seal: () });
@@ -431,6 +472,9 @@ impl Database {
             } else {
                 row::insert(&mut insert, self.last, event)?;
                 kept += 1;
+            }
+            if event.replayed {
+                continue; // Nobody was heard of.
             }
             match self.accounts_dirty.iter_mut().find(|(name, _)| *name == event.account) {
                 Some((_, at)) => *at = event.received_at,
@@ -501,7 +545,7 @@ impl Database {
             }
             self.seen_accounts_at = Instant::now();
         }
-        self.housekeeping_due = more;
+        self.housekeeping_due = more || self.order_open;
         Ok(())
     }
 
@@ -592,6 +636,14 @@ fn discard(db: &Connection, sequence: u64, event: &crate::normalize::Event, now:
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
     let metrics = &shared.metrics;
+    for (place, (account, name)) in written.imported.iter().enumerate() {
+        let is_discarded = written.discarded.contains(&(group.appends.len() + place));
+        let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+        counter.with_label_values(&[account.as_str(), name.as_str()]).inc();
+    }
+    if let Some(step) = written.order {
+        tell(shared, step);
+    }
     if written.accepted > 0 {
         shared.committed.send_replace(db.last);
         metrics.journal.commit_duration.observe(took.as_secs_f64());
@@ -615,6 +667,32 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
     for ((_, reply), known) in group.progress.into_iter().zip(written.known) {
         // What was said of another file must not be taken for kept.
         let _ = reply.send(if known { Ok(()) } else { Err(AppendError::Disk) });
+    }
+}
+
+/// After the commit: what an order changed, for those that have things in memory, and for the log.
+fn tell(shared: &Shared, step: orders::Step) {
+    let mut listening = shared.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+    for (output, sequence) in step.given_up {
+        if let Some(list) = listening.get_mut(&output) {
+            list.push(sequence);
+        }
+    }
+    drop(listening);
+    if let Some(output) = step.forgotten {
+        shared.metrics.publish.forget(&output);
+    }
+    match step.finished {
+        Some((command, orders::Progress { problem: Some(problem), .. })) => {
+            warn!("an order, `journal {command}`, was not carried out: {problem}");
+        }
+        Some((command, progress)) => {
+            info!(
+                events = progress.events,
+                "an order, `journal {command}`, was carried out: {} events", progress.events
+            );
+        }
+        None => {}
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Place;
 use super::lane::Item;
 use crate::clock::{self, Timestamp};
-use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement};
+use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement, Stored};
 
 /// Settled events that the cursor may be behind (DESIGN §7): what a crash sends twice beside what was in flight.
 const UNSAVED_MAX: usize = 1_000;
@@ -91,6 +91,11 @@ impl Books {
         self.next.number
     }
 
+    /// The progress with which all that was noted so far is kept.
+    pub fn due(&self) -> u64 {
+        if self.next.is_empty() { self.next.number - 1 } else { self.next.number }
+    }
+
     /// The last progress that the journal has.
     pub fn kept(&self) -> u64 {
         self.kept
@@ -119,7 +124,6 @@ impl Books {
     }
 
     fn settle(&mut self, item: &Item, lane: &str, outcome: Outcome, at: Timestamp) {
-        let event = &item.stored.event;
         if item.parked.is_some() {
             self.again.remove(&item.sequence());
         }
@@ -130,19 +134,31 @@ impl Books {
             lane: lane.to_owned(),
             was_parked: item.parked.is_some(),
             has_row: item.row,
-            event: Some(About {
-                account: event.account.clone(),
-                id: event.id,
-                name: event.name.clone(),
-                subject: event.subject.clone(),
-                received_at: event.received_at,
-            }),
+            event: Some(About::of(&item.stored)),
         });
     }
 
     fn note(&mut self, settlement: Settlement) {
         self.unkept.insert(settlement.sequence);
         self.beyond.insert(settlement.sequence, settlement);
+    }
+
+    /// Sent again by order. None of the ledger's, and the cursor has passed it long ago.
+    pub fn replayed(&mut self, stored: &Stored, lane: &str, outcome: Outcome) {
+        self.next.settled.push(Settlement {
+            sequence: stored.sequence,
+            outcome,
+            at: clock::now(),
+            lane: lane.to_owned(),
+            was_parked: false,
+            has_row: true,
+            event: Some(About::of(stored)),
+        });
+    }
+
+    /// It was given up: nothing is on its way any more.
+    pub fn given_up(&mut self, sequence: u64) {
+        self.again.remove(&sequence);
     }
 
     /// A row that does not hold what was written.
@@ -175,6 +191,11 @@ impl Books {
             attempts,
             next_at: clock::now().plus(parked_for(attempts)),
         });
+    }
+
+    /// A parked event whose row became corrupt is not tried again.
+    pub fn give_up(&mut self, sequence: u64, attempts: u32) {
+        self.next.retried.push(Apart { sequence, lane: String::new(), reason: None, attempts, next_at: NEVER });
     }
 
     pub fn rename(&mut self, sequence: u64, lane: &str) {

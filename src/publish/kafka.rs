@@ -220,7 +220,7 @@ impl Shared {
             slot.waiting.push_back(record);
             return;
         }
-        let behind = state.lanes.close(&record.lane);
+        let behind = state.lanes.close(&record.lane, record.sequence);
         self.report_failed(record.sequence, faults::meaning(&error));
         self.withdraw(behind);
     }
@@ -254,7 +254,7 @@ impl Shared {
         if refused && error != PublishError::Withdrawn {
             state.lanes.suspect(topic, sequence, error.disposition());
         }
-        let mut behind = state.lanes.close(topic);
+        let mut behind = state.lanes.close(topic, sequence);
         // What came between the producer's end and this report would be published by the next one, before this record is sent again.
         for role in [Role::Main, Role::Probing] {
             let slot = state.slot(role);
@@ -262,6 +262,9 @@ impl Shared {
                 .into_iter()
                 .partition::<VecDeque<_>, _>(|record| *record.lane == *topic);
             slot.waiting = waiting;
+            for record in &overtaking {
+                state.lanes.hand_back(topic, record.sequence);
+            }
             behind.extend(overtaking);
         }
         drop(state);
@@ -276,6 +279,9 @@ impl Shared {
         let mut behind = state.lanes.close_all();
         behind.extend(std::mem::take(&mut state.main.waiting));
         behind.extend(std::mem::take(&mut state.probing.waiting));
+        for record in &behind {
+            state.lanes.hand_back(&record.lane, record.sequence);
+        }
         drop(state);
         for sequence in abandoned {
             self.report_failed(sequence, PublishError::Fatal);
@@ -300,6 +306,7 @@ impl Shared {
         slot.delivered = false;
         for record in std::mem::take(&mut slot.waiting) {
             if state.lanes.is_closed(&record.lane) {
+                state.lanes.hand_back(&record.lane, record.sequence);
                 self.report_failed(record.sequence, PublishError::Withdrawn); // One before it has just failed.
             } else {
                 self.publish(&mut state, role, record);

@@ -4,7 +4,7 @@
 //! oldest goes first again. A lane opens with one record, and goes on only when that is confirmed: what is wrong with a topic shows on the first.
 //! Pure: time and reports are arguments, sending is the caller's.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -335,6 +335,22 @@ impl Lane {
     /// Items in flight that have no row yet.
     pub fn open_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
         self.open.iter_mut().filter(|item| !item.row && item.parked.is_none())
+    }
+
+    /// Takes out those that were given up, as far as they are not in flight.
+    pub fn give_up(&mut self, given_up: &HashSet<u64>) -> Vec<Item> {
+        let mut out: Vec<Item> = self.failed.extract_if(.., |item| given_up.contains(&item.sequence())).collect();
+        let (gone, rest): (Vec<Item>, Vec<Item>) =
+            self.queue.drain(..).partition(|item| given_up.contains(&item.sequence()));
+        self.queue = rest.into();
+        self.queue_bytes -= gone.iter().map(|item| item.bytes).sum::<usize>();
+        out.extend(gone);
+        out
+    }
+
+    /// Whether this event is in flight.
+    pub fn is_open(&self, sequence: u64) -> bool {
+        self.open.binary_search_by_key(&sequence, Item::sequence).is_ok()
     }
 
     /// All in memory that have no row yet.

@@ -17,6 +17,7 @@ mod output;
 mod publisher;
 mod status;
 pub mod rabbitmq;
+mod replay;
 pub mod routes;
 pub mod topology;
 mod window;

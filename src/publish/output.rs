@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::books::Books;
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
+use super::replay::Replays;
 use super::routes::Router;
 use super::window::Window;
 use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
@@ -39,6 +40,8 @@ const READ_AGAIN: Duration = Duration::from_millis(500);
 pub(super) enum Ended {
     /// Told to; everything that could be is published, or the time was up.
     Stopped,
+    /// The sink has ended by a fault of its own; what was open is sent again.
+    SinkEnded,
     /// The journal's file is another one now: nothing that is in memory means anything in it.
     JournalReplaced,
 }
@@ -59,34 +62,37 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Output {
-    name: OutputName,
-    number: u32,
+    pub(super) name: OutputName,
+    pub(super) number: u32,
     row: OutputRow,
-    sink: Box<dyn Sink>,
+    pub(super) sink: Box<dyn Sink>,
     reports: UnboundedReceiver<Report>,
-    journal: Journal,
+    pub(super) journal: Journal,
     journal_id: Arc<str>,
-    reader: Reader,
-    encoder: Encoder,
-    router: Router,
-    metrics: Arc<Metrics>,
+    pub(super) reader: Reader,
+    pub(super) encoder: Encoder,
+    pub(super) router: Router,
+    pub(super) metrics: Arc<Metrics>,
     status: Outputs,
-    stop: watch::Receiver<Option<Instant>>,
-    connected: bool,
-    lanes: Vec<Lane>,
+    pub(super) stop: watch::Receiver<Option<Instant>>,
+    pub(super) connected: bool,
+    pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
-    open: HashMap<u64, usize>,
-    in_memory: usize,
-    bytes_in_memory: usize,
-    window: Window,
+    pub(super) open: HashMap<u64, usize>,
+    pub(super) in_memory: usize,
+    pub(super) bytes_in_memory: usize,
+    pub(super) window: Window,
     read_through: u64,
     /// Read, and not yet given to a lane.
-    ahead: VecDeque<Read>,
+    pub(super) ahead: VecDeque<Read>,
     /// The last event that was given to a lane. Rows behind it are a crash's, and wait until their turn comes.
     walked_through: u64,
     /// Events behind the cursor that the last process gave a row.
     rows_beyond: HashSet<u64>,
-    books: Books,
+    pub(super) books: Books,
+    /// Given up by order: behind the reading, ahead, or in flight.
+    pub(super) given_up: HashSet<u64>,
+    pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
 }
@@ -110,6 +116,8 @@ impl Output {
             walked_through: row.cursor,
             rows_beyond: HashSet::new(),
             books: Books::new(journal.id(), &row, now),
+            given_up: HashSet::new(),
+            replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
             name,
@@ -129,7 +137,10 @@ impl Output {
     pub async fn run(mut self) -> Ended {
         let mut committed = self.journal.committed();
         let mut stop = self.stop.clone();
-        self.name_lanes_anew().await;
+        self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
+        if !self.name_lanes_anew().await {
+            return Ended::Stopped;
+        }
         loop {
             let now = Instant::now();
             if *self.journal.id() != *self.journal_id {
@@ -158,7 +169,10 @@ impl Output {
             }
             let wake_at = self.wake_at(now, deadline);
             tokio::select! {
-                Some(report) = self.reports.recv() => self.report(report, Instant::now()),
+                report = self.reports.recv() => match report {
+                    Some(report) => self.report(report, Instant::now()),
+                    None => return Ended::SinkEnded,
+                },
                 Ok(()) = committed.changed(), if self.connected && self.ahead.is_empty() => {}
                 _ = self.books.saved() => {} // A failure is the journal's to tell; the same goes again in a second.
                 Ok(()) = stop.changed() => {}
@@ -185,6 +199,7 @@ impl Output {
         for lane in 0..self.lanes.len() {
             worked |= self.send(lane, now);
         }
+        worked |= self.replay(now);
         worked
     }
 
@@ -212,6 +227,7 @@ impl Output {
             return Ok(false);
         }
         self.read_through = reads.last().map_or(after, Read::sequence);
+        self.given_up.extend(self.reader.given_up(self.number, after, self.read_through)?);
         self.ahead.extend(reads);
         Ok(true)
     }
@@ -221,6 +237,14 @@ impl Output {
         let mut worked = false;
         while let Some(read) = self.ahead.front() {
             let sequence = read.sequence();
+            if self.given_up.remove(&sequence) {
+                self.walked_through = sequence;
+                self.window.read(sequence);
+                self.window.pass(sequence);
+                self.ahead.pop_front();
+                worked = true;
+                continue;
+            }
             let Read::Event(stored) = read else {
                 self.walked_through = sequence;
                 self.window.read(sequence);
@@ -354,6 +378,9 @@ impl Output {
     }
 
     fn delivered(&mut self, sequence: u64, place: Place, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Ok(place), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         let lane = &mut self.lanes[lane];
         let Some(item) = lane.delivered(sequence, now) else { return };
@@ -372,6 +399,9 @@ impl Output {
     }
 
     fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Err(error), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         self.count_failure(&error);
         if let PublishError::Unknown(code) | PublishError::Suspect(code) = &error {
@@ -407,7 +437,7 @@ impl Output {
         self.books.park(item, &lane.topic, reason, detail);
     }
 
-    fn count_failure(&self, error: &PublishError) {
+    pub(super) fn count_failure(&self, error: &PublishError) {
         if *error != PublishError::Withdrawn {
             self.metrics.publish.failures.with_label_values(&[self.name.as_str(), error.reason()]).inc();
         }
@@ -426,9 +456,10 @@ impl Output {
             self.bytes_in_memory -= item.bytes;
             if !item.row {
                 self.books.hold(&mut item, &lane.topic, reason);
-                lane.await_rows(self.books.number());
                 self.window.pass(item.sequence());
             }
+            // Also one that has a row already: the journal may not have heard of it yet.
+            lane.await_rows(self.books.due());
         }
         for item in parked {
             self.in_memory -= 1;
@@ -449,6 +480,7 @@ impl Output {
             return;
         }
         self.looked_at = now;
+        self.give_up();
         for lane in 0..self.lanes.len() {
             if self.connected {
                 self.unload_if_stuck(lane, now);
@@ -515,7 +547,10 @@ impl Output {
     fn take_up_parked(&mut self, now: Instant) {
         let Ok(due) = self.reader.parked_due(self.number, clock::now(), PARKED_AT_A_TIME) else { return };
         for row in due {
-            let Read::Event(stored) = row.read else { continue };
+            let Read::Event(stored) = row.read else {
+                self.books.give_up(row.read.sequence(), row.attempts);
+                continue;
+            };
             if !self.books.begin_again(stored.sequence) {
                 continue; // On its way already.
             }
@@ -543,17 +578,17 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each.
-    async fn name_lanes_anew(&mut self) {
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
             match self.try_name_lanes(&routes).await {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
                     if self.stop.borrow().is_some() {
-                        return;
+                        return false;
                     }
                 }
             }
@@ -593,7 +628,10 @@ impl Output {
     /// All is published that can be without an operator.
     fn is_done(&self, now: Instant, committed: u64) -> bool {
         let owed = self.row.owed_after(self.read_through).is_some_and(|(after, _)| after < committed);
-        self.ahead.is_empty() && !owed && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
+        self.replays.is_idle()
+            && self.ahead.is_empty()
+            && !owed
+            && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
@@ -602,6 +640,17 @@ impl Output {
         let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.
         all.min().unwrap_or(look).max(now + Duration::from_millis(10))
+    }
+}
+
+/// What was shown of its topics ends with it; another one begins anew.
+impl Drop for Output {
+    fn drop(&mut self) {
+        for lane in &self.lanes {
+            if let Some(reason) = lane.shown {
+                let _ = self.metrics.publish.held.remove_label_values(&[self.name.as_str(), &lane.topic, reason]);
+            }
+        }
     }
 }
 

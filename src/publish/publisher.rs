@@ -98,6 +98,9 @@ impl One {
         loop {
             match catch_unwind(AssertUnwindSafe(|| self.run())) {
                 Ok(Ok(Ended::Stopped)) => return,
+                Ok(Ok(Ended::SinkEnded)) => {
+                    error!(output = %self.output.name, "the client of the broker ended by a fault; the output begins anew");
+                }
                 Ok(Ok(Ended::JournalReplaced)) => {
                     info!(output = %self.output.name, "the journal is a new file; the output begins anew")
                 }

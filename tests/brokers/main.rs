@@ -5,6 +5,7 @@ mod support;
 
 mod contract;
 mod infrastructure;
+mod odd;
 mod rabbit_sink;
 mod recover;
 mod recover_disk;

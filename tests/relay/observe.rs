@@ -165,9 +165,9 @@ fn the_ledger_adds_up_at_any_moment_and_goes_on_over_restarts() {
     });
     let mut before = 0.0;
     for round in 0..3 {
-        let (start, from) = (Instant::now(), load.accepted());
+        let from = load.accepted();
         let mut scrapes = 0;
-        while start.elapsed() < Duration::from_millis(700) || load.accepted() < from + 200 {
+        while scrapes <= 20 || load.accepted() < from + 200 {
             let metrics = relay.metrics();
             check_ledger(&metrics, 0.0);
             let accepted = metrics.get("sipsim_relay_ledger_events", &[("output", "kafka"), ("state", "accepted")]);
@@ -175,7 +175,6 @@ fn the_ledger_adds_up_at_any_moment_and_goes_on_over_restarts() {
             before = accepted;
             scrapes += 1;
         }
-        assert!(scrapes > 20, "{scrapes} scrapes");
         if round == 0 {
             relay.restart(); // By kill -9.
         } else if round == 1 {

@@ -105,6 +105,35 @@ fn during_the_delay_it_is_unready_and_still_accepts_and_then_ends() {
 }
 
 #[test]
+fn what_is_pending_is_published_before_the_end() {
+    let relay = Relay::prepare("");
+    let mut child = relay
+        .command(&["run"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    wait_until("/readyz to say 200", Duration::from_secs(30), || ready(&relay) == Some(200));
+    // More than a pipe holds, and nobody reads it yet.
+    for number in 0..400 {
+        assert_eq!(relay.post(format!(r#"{{"event":"sms","message":"{number}"}}"#).as_bytes()).status, 200);
+    }
+    assert!(pending(&relay, "console") >= 100.0, "a pipe of 64 KiB cannot hold 400 envelopes");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).expect("it can be signalled");
+    let refused = || Client::connect(relay.ingress).is_err();
+    wait_until("the public port to be closed", Duration::from_secs(5), refused);
+    let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+    let envelopes: Vec<serde_json::Value> =
+        lines.map(|line| serde_json::from_str(&line.expect("text")).expect("a whole envelope")).collect();
+    let status = wait_for("the end", SLACK, || child.try_wait().expect("it can be waited for"));
+    assert_eq!(status.code(), Some(0));
+    let messages: Vec<&str> = envelopes.iter().filter_map(|one| one["data"]["message"].as_str()).collect();
+    let expected: Vec<String> = (0..400).map(|number| number.to_string()).collect();
+    assert_eq!(messages, expected, "all of them, once and in order");
+}
+
+#[test]
 fn what_was_read_whole_is_answered_and_what_was_not_does_not_hold_up_the_end() {
     let mut relay = Relay::start("");
     let mut half = Client::connect(relay.ingress).expect("a connection");

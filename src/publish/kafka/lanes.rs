@@ -1,7 +1,7 @@
 //! Keeps a lane in order across a failure: what the output sends before it has heard of the failure is turned back, and what a broker refused is
 //! tried again apart from the rest.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::publish::{Disposition, Record};
@@ -15,10 +15,8 @@ pub struct Lanes(HashMap<Arc<str>, Lane>);
 
 #[derive(Default)]
 struct Lane {
-    /// The highest number that the output handed over, whatever became of it.
-    highest: u64,
-    /// A record failed, and the output has not begun again.
-    closed: bool,
+    /// After a failure, until the output begins again: every record that was given back to it since. Bounded by what it lets be in flight.
+    handed_back: Option<HashSet<u64>>,
     /// A broker refused the topic, so that it is likely to refuse the next record too.
     refused: bool,
     /// Records that a broker refused, or others of their batch. Parked ones stay in it, until there are too many.
@@ -41,21 +39,21 @@ pub enum Admission {
 }
 
 impl Lanes {
-    /// Whether a record may be published now. After a failure, only from where the output goes back to an earlier record: a later one was
-    /// sent before it read the report, and would overtake.
+    /// Whether a record may be published now. After a failure, only once the output sends one again that was given back to it: until then it
+    /// has not read the report, and what it sends would overtake. It sends none again before all are reported, and then the oldest first.
     ///
-    /// An output that parks what failed goes on with a later record, which is turned back once and then let through.
+    /// An output that parks what failed goes on with a record that is new here, which is turned back once and then let through.
     pub fn admit(&mut self, record: Record) -> Admission {
         let lane = match self.0.get_mut(&record.lane) {
             Some(known) => known,
             None => self.0.entry(Arc::clone(&record.lane)).or_default(),
         };
-        let later = record.sequence > lane.highest;
-        lane.highest = lane.highest.max(record.sequence);
-        if lane.closed && later {
-            return Admission::TurnedBack(record);
+        if let Some(handed_back) = &mut lane.handed_back {
+            if handed_back.insert(record.sequence) {
+                return Admission::TurnedBack(record);
+            }
+            lane.handed_back = None;
         }
-        lane.closed = false;
         if lane.probe.is_some() {
             lane.behind.push_back(record);
             return Admission::Kept;
@@ -68,12 +66,21 @@ impl Lanes {
     }
 
     pub fn is_closed(&self, lane: &str) -> bool {
-        self.0.get(lane).is_some_and(|lane| lane.closed)
+        self.0.get(lane).is_some_and(|lane| lane.handed_back.is_some())
     }
 
-    /// A record of this lane failed. Gives what waited behind it.
-    pub fn close(&mut self, lane: &str) -> VecDeque<Record> {
-        self.0.get_mut(lane).map(Lane::close).unwrap_or_default()
+    /// This record of the lane failed. Gives what waited behind it.
+    pub fn close(&mut self, lane: &str, sequence: u64) -> VecDeque<Record> {
+        let behind = self.0.get_mut(lane).map(Lane::close).unwrap_or_default();
+        self.hand_back(lane, sequence);
+        behind
+    }
+
+    /// This record of a closed lane is given back to the output.
+    pub fn hand_back(&mut self, lane: &str, sequence: u64) {
+        if let Some(handed_back) = self.0.get_mut(lane).and_then(|lane| lane.handed_back.as_mut()) {
+            handed_back.insert(sequence);
+        }
     }
 
     /// Records failed of which the lanes are not known any more. Gives what waited behind any.
@@ -108,9 +115,10 @@ impl Lanes {
 
 impl Lane {
     fn close(&mut self) -> VecDeque<Record> {
-        self.closed = true;
         self.probe = None;
-        std::mem::take(&mut self.behind)
+        let behind = std::mem::take(&mut self.behind);
+        self.handed_back.get_or_insert_default().extend(behind.iter().map(|record| record.sequence));
+        behind
     }
 }
 
@@ -153,17 +161,30 @@ mod tests {
     fn after_a_failure_a_lane_opens_only_where_the_output_goes_back() {
         let mut lanes = Lanes::default();
         assert_eq!(admit(&mut lanes, "one", 1..=2), "pp");
-        lanes.close("one");
+        lanes.close("one", 1);
         assert_eq!(admit(&mut lanes, "one", 3..=4), "tt", "sent before the failure was read");
         assert_eq!(admit(&mut lanes, "other", [5]), "p", "another lane goes on");
         assert_eq!(admit(&mut lanes, "one", 1..=6), "pppppp", "the output began again");
     }
 
     #[test]
+    fn a_second_failure_while_the_output_sends_again_turns_back_what_is_behind_it() {
+        let mut lanes = Lanes::default();
+        assert_eq!(admit(&mut lanes, "lane", 1..=6), "pppppp");
+        for failed in 1..=6 {
+            lanes.close("lane", failed);
+        }
+        assert_eq!(admit(&mut lanes, "lane", 1..=3), "ppp");
+        lanes.close("lane", 2);
+        assert_eq!(admit(&mut lanes, "lane", 4..=6), "ttt", "sent before the second failure was read");
+        assert_eq!(admit(&mut lanes, "lane", 2..=6), "ppppp");
+    }
+
+    #[test]
     fn what_comes_after_a_parked_record_passes_at_the_second_try() {
         let mut lanes = Lanes::default();
         assert_eq!(admit(&mut lanes, "lane", [1]), "p");
-        lanes.close("lane");
+        lanes.close("lane", 1);
         assert_eq!(admit(&mut lanes, "lane", [2, 2, 3]), "tpp");
     }
 
@@ -172,9 +193,9 @@ mod tests {
         let mut lanes = Lanes::default();
         assert_eq!(admit(&mut lanes, "lane", 1..=3), "ppp");
         lanes.suspect("lane", 1, Disposition::Hold);
-        lanes.close("lane");
+        lanes.close("lane", 1);
         assert_eq!(admit(&mut lanes, "lane", 1..=3), "?kk");
-        assert_eq!(numbers(lanes.close("lane")), [2, 3], "refused again");
+        assert_eq!(numbers(lanes.close("lane", 1)), [2, 3], "refused again");
         assert_eq!(admit(&mut lanes, "lane", 1..=4), "?kkk");
         assert!(lanes.delivered("lane", 9).is_empty(), "another one");
         assert_eq!(numbers(lanes.delivered("lane", 1)), [2, 3, 4]);
@@ -187,12 +208,12 @@ mod tests {
         assert_eq!(admit(&mut lanes, "lane", 1..=5), "ppppp");
         for suspect in [2, 4] {
             lanes.suspect("lane", suspect, Disposition::Park);
-            lanes.close("lane");
+            lanes.close("lane", suspect);
         }
-        assert_eq!(admit(&mut lanes, "lane", 1..=3), "p?k");
+        assert_eq!(admit(&mut lanes, "lane", 2..=3), "?k");
         assert_eq!(numbers(lanes.delivered("lane", 2)), [3]);
         assert_eq!(admit(&mut lanes, "lane", 3..=5), "p?k");
-        lanes.close("lane");
+        lanes.close("lane", 4);
         assert_eq!(admit(&mut lanes, "lane", [5]), "p", "4 was parked");
     }
 }
