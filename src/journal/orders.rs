@@ -396,7 +396,7 @@ impl Work<'_> {
     /// Whether an event is held or parked here, and whether it was given up.
     fn stands(&self, sequence: u64) -> rusqlite::Result<(bool, bool)> {
         let mut select = self.db.prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM apart WHERE sequence = ?1 AND output = ?2 AND state <> 'replay'), \
+            "SELECT EXISTS (SELECT 1 FROM apart INDEXED BY apart_by_sequence WHERE sequence = ?1 AND output = ?2 AND state <> 'replay'), \
              EXISTS (SELECT 1 FROM given_up WHERE sequence = ?1 AND output = ?2)",
         )?;
         select.query_row(params![sequence as i64, self.row.number], |row| Ok((row.get(0)?, row.get(1)?)))

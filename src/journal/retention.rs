@@ -68,7 +68,7 @@ impl Retention {
             return Ok(Step { more: false, floor: 0 });
         }
         let mut select = db.prepare_cached(
-            "SELECT sequence, received_at, EXISTS (SELECT 1 FROM apart WHERE apart.sequence = events.sequence) FROM events \
+            "SELECT sequence, received_at, EXISTS (SELECT 1 FROM apart INDEXED BY apart_by_sequence WHERE apart.sequence = events.sequence) FROM events \
              WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
         )?;
         let through = i64::try_from(limits.owed_from).unwrap_or(i64::MAX);
