@@ -1,7 +1,7 @@
 # `make help` lists the targets. They want Rust; what else is missing is installed (as root, on Debian) or named in one line.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo run brokers test bench
+.PHONY: help demo run brokers test faults bench
 
 # What the build itself calls: the C compiler and make for librdkafka and SQLite, perl for OpenSSL.
 BUILD_NEEDS := cc:build-essential perl:perl
@@ -24,6 +24,11 @@ test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a 
 
 bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
 	cargo bench --locked --bench bench -- $(ARGS)
+
+# FAULTS_KILLS, FAULTS_STEPS, FAULTS_BACKLOG and FAULTS_SEED make it longer, shorter, or the same again.
+faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
+	scripts/brokers fetch all
+	cargo test --locked --test faults -- --nocapture --test-threads 1
 
 .PHONY: build-needs
 build-needs:

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
-use crate::config::Config;
-use crate::journal::OutputRow;
+use crate::config::{Config, OutputKind};
 use crate::normalize::Known;
+use crate::publish::topology;
 
 /// The values of the label `outcome` of `webhooks_total`.
 pub const OUTCOMES: [&str; 9] = [
@@ -158,17 +158,19 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The Prometheus text of all series, with the outputs as the journal has them: all of one moment, so that the ledger adds up.
-    pub fn text(&self, outputs: &[OutputRow]) -> Vec<u8> {
+    /// The Prometheus text of all series, with each output's counts in the order of [`LEDGER_STATES`]: all of one moment, so that the ledger
+    /// adds up.
+    pub fn text<'a>(&self, outputs: impl IntoIterator<Item = (&'a str, [i64; LEDGER_STATES.len()])>) -> Vec<u8> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        for row in outputs {
-            for (state, count) in LEDGER_STATES.into_iter().zip(row.counts.by_state()) {
-                self.publish.ledger.with_label_values(&[row.name.as_str(), state]).set(count);
+        for (output, counts) in outputs {
+            for (state, count) in LEDGER_STATES.into_iter().zip(counts) {
+                self.publish.ledger.with_label_values(&[output, state]).set(count);
             }
-            self.publish.pending.with_label_values(&[row.name.as_str()]).set(row.counts.pending);
-            self.publish.parked.with_label_values(&[row.name.as_str()]).set(row.counts.parked);
-            if row.counts.pending == 0 {
-                self.publish.oldest_pending_age.with_label_values(&[row.name.as_str()]).set(0.0);
+            let [_, _, pending, parked, _] = counts;
+            self.publish.pending.with_label_values(&[output]).set(pending);
+            self.publish.parked.with_label_values(&[output]).set(parked);
+            if pending == 0 {
+                self.publish.oldest_pending_age.with_label_values(&[output]).set(0.0);
             }
         }
         let mut text = Vec::with_capacity(64 * 1024);
@@ -204,7 +206,15 @@ impl Metrics {
             }
         }
         for output in &config.outputs {
+            let topics = match &output.kind {
+                OutputKind::Kafka(kafka) => topology::destinations(config, &kafka.topics),
+                OutputKind::RabbitMq(rabbitmq) => topology::destinations(config, &rabbitmq.routing_keys),
+                OutputKind::Console => Vec::new(), // It has no topics that could be faulty.
+            };
             let output = output.name.as_str();
+            for (topic, reason) in topics.iter().flat_map(|topic| HELD_REASONS.map(|reason| (topic, reason))) {
+                self.publish.held.with_label_values(&[output, topic, reason]);
+            }
             for event in &events {
                 self.publish.published.with_label_values(&[output, event]);
             }
@@ -267,7 +277,12 @@ impl AccountMetrics {
                 "When a webhook was last accepted; kept across restarts.",
                 &["account"],
             ),
-            accepted: int_counter_vec(r, "events_accepted_total", "Events written to the journal.", &["account", "event"]),
+            accepted: int_counter_vec(
+                r,
+                "events_accepted_total",
+                "Events written to the journal.",
+                &["account", "event"],
+            ),
             discarded: int_counter_vec(
                 r,
                 "events_discarded_total",
@@ -335,6 +350,17 @@ impl JournalMetrics {
 }
 
 impl PublishMetrics {
+    /// Takes away what the page shows of an output that the journal knew and now knows no more.
+    pub fn forget(&self, output: &str) {
+        // An error only says that there was no such series.
+        for state in LEDGER_STATES {
+            let _ = self.ledger.remove_label_values(&[output, state]);
+        }
+        let _ = self.pending.remove_label_values(&[output]);
+        let _ = self.parked.remove_label_values(&[output]);
+        let _ = self.oldest_pending_age.remove_label_values(&[output]);
+    }
+
     fn new(r: &Registry) -> Self {
         let seconds: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
         Self {

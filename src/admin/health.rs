@@ -53,9 +53,7 @@ impl Health {
         let journal = match (self.journal)() {
             journal::Health::Ready => None,
             journal::Health::Opening => Some("not open yet".into()),
-            journal::Health::Full => Some(
-                "full: pending and parked events fill journal.size_max, or the disk is down to journal.free_min".into(),
-            ),
+            journal::Health::Full => Some("full: pending and parked events fill journal.size_max".into()),
             journal::Health::Failing(how) => Some(format!("the disk fails: {how}")),
         };
         [

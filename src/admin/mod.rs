@@ -27,7 +27,7 @@ mod status;
 mod tests;
 
 pub use health::{Check, Health, JournalHealth};
-pub use status::{HeldTopic, LastRefused, OutputStatus, Outputs, Sources, Status};
+pub use status::{LastRefused, Sources, Status};
 
 use crate::{clock, config};
 
@@ -113,7 +113,11 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 fn answer<B>(request: &Request<B>, sources: &Sources) -> Answer {
     let answer: fn(&Request<B>, &Sources) -> Answer = match request.uri().path() {
-        "/metrics" => |_, sources| respond(StatusCode::OK, "text/plain; version=0.0.4", sources.metrics.text(&(sources.rows)())),
+        "/metrics" => |_, sources| {
+            let rows = (sources.rows)();
+            let counts = rows.iter().map(|row| (row.name.as_str(), row.counts.by_state()));
+            respond(StatusCode::OK, "text/plain; version=0.0.4", sources.metrics.text(counts))
+        },
         "/livez" => |_, _| respond(StatusCode::OK, PLAIN, "ok\n"),
         "/readyz" => |request, sources| readyz(&sources.health, request.uri().query()),
         "/startupz" => |_, sources| startupz(&sources.health),

@@ -3,7 +3,8 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use super::status::{OutputStatus, Status, in_words, size_in_words};
+use super::status::{Status, in_words, size_in_words};
+use crate::publish::OutputStatus;
 
 /// Nothing may be loaded, run, framed or sent by this page; its one style sheet is named by its digest, which the test below computes.
 pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'sha256-kGAsOgxYULwSlVz3WxINYk3WRXB6NkxG+DMwVXI0ioo='; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

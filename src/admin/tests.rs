@@ -12,8 +12,9 @@ use super::*;
 use crate::cli::healthcheck::healthcheck;
 use crate::config::Name;
 use crate::ingress::tests::configuration;
-use crate::journal;
+use crate::journal::{self, Counts, OutputRow};
 use crate::metrics::Metrics;
+use crate::publish::{HeldTopic, OutputStatus, Outputs};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +25,7 @@ struct Running {
     journal: Arc<Mutex<journal::Health>>,
     metrics: Arc<Metrics>,
     outputs: Outputs,
+    rows: Arc<Mutex<Vec<OutputRow>>>,
     serving: JoinHandle<()>,
 }
 
@@ -41,19 +43,22 @@ async fn start() -> Running {
         let journal = Arc::clone(&journal);
         move || journal.lock().unwrap().clone()
     });
-    let outputs = Outputs::default();
+    let (outputs, rows) = (Outputs::default(), Arc::<Mutex<Vec<OutputRow>>>::default());
     let sources = Sources {
         instance: "<relay & co>".into(),
         started_at: clock::now(),
         accounts: config.accounts.iter().map(|account| account.name.clone()).collect(),
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
-        rows: Arc::new(Vec::new),
+        rows: {
+            let rows = Arc::clone(&rows);
+            Arc::new(move || rows.lock().unwrap().clone())
+        },
         outputs: outputs.clone(),
         last_refused: Arc::new(|| Some(serde_json::json!({"reason": "bad_signature"}))),
     };
     let admin = Admin::bind(&config.admin, sources).await.expect("a free port");
-    Running { address: admin.address(), health, journal, metrics, outputs, serving: tokio::spawn(admin.serve()) }
+    Running { address: admin.address(), health, journal, metrics, outputs, rows, serving: tokio::spawn(admin.serve()) }
 }
 
 impl Running {
@@ -144,12 +149,24 @@ async fn the_status_is_shown_to_people_and_machines() {
         *output = OutputStatus {
             kind: "kafka",
             up: false,
-            pending: 12,
-            parked: 3,
+            pending: 0,
+            parked: 0,
             held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
             last_error: Some("no <broker>".into()),
             oldest_pending_age_seconds: 61.5,
         };
+    });
+
+    // How many wait is the journal's to say, not the publisher's.
+    relay.rows.lock().unwrap().push(OutputRow {
+        number: 1,
+        name: "kafka".into(),
+        cursor: 0,
+        progress: 0,
+        removed: false,
+        routes: String::new(),
+        counts: Counts { accepted: 15, pending: 12, parked: 3, ..Counts::default() },
+        spans: Vec::new(),
     });
 
     let answer = relay.ask("GET /api/v1/status").await;
@@ -169,6 +186,7 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/outputs/kafka/up", false.into()),
         ("/outputs/kafka/type", "kafka".into()),
         ("/outputs/kafka/pending", 12.into()),
+        ("/outputs/kafka/parked", 3.into()),
         ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
         ("/last_refused/reason", "bad_signature".into()),
     ] {

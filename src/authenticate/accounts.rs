@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use super::explain::Explainer;
 use super::held::Held;
 use super::keys::{Key, Keys};
 use super::secrets::{self, NamedSecret, ReloadReport, Unusable};
@@ -21,11 +22,15 @@ use crate::metrics::Metrics;
 /// How often secrets are read anew. What changed is to be in force within 10 s; this leaves time for a slow disk.
 const POLL: Duration = Duration::from_secs(2);
 
+/// Under this name secrets count in `last_reload_successful`, which certificates share.
+const RELOADED: &str = "secrets";
+
 /// All accounts, by path. Shared as `Arc<Accounts>`.
 pub struct Accounts {
     by_path: HashMap<String, Arc<Account>>,
     in_order: Vec<Arc<Account>>,
     reports: Mutex<Vec<ReloadReport>>,
+    pub(super) explainer: Explainer,
     metrics: Arc<Metrics>,
 }
 
@@ -86,9 +91,9 @@ impl Accounts {
         if !without.is_empty() {
             return Err(NoSecrets::of(&without));
         }
-        metrics.accounts.last_reload_successful.set(i64::from(reports.is_empty()));
+        metrics.accounts.reloaded(RELOADED, reports.is_empty());
         let by_path = in_order.iter().map(|account| (account.config.path.clone(), Arc::clone(account))).collect();
-        Ok(Self { by_path, in_order, reports: Mutex::new(reports), metrics })
+        Ok(Self { by_path, in_order, reports: Mutex::new(reports), explainer: Explainer::default(), metrics })
     }
 
     /// The account that receives at this path, without query string.
@@ -119,7 +124,7 @@ impl Accounts {
         for account in &self.in_order {
             account.reload(&mut reload);
         }
-        self.metrics.accounts.last_reload_successful.set(i64::from(reload.reports.is_empty()));
+        self.metrics.accounts.reloaded(RELOADED, reload.reports.is_empty());
         last.clone_from(&reload.reports);
         reload
     }
@@ -187,6 +192,10 @@ impl Account {
         };
         account.put_in_force(secrets);
         account
+    }
+
+    pub(super) fn config(&self) -> &config::Account {
+        &self.config
     }
 
     pub fn path(&self) -> &str {

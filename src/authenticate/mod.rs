@@ -17,11 +17,13 @@ use crate::config::AccountName;
 
 mod accounts;
 pub mod diagnose;
+mod explain;
 mod held;
 mod keys;
 mod secrets;
 
 pub use accounts::{Account, Accounts, NoSecrets, Reload, SecretsChanged};
+pub use explain::Explanation;
 pub use keys::sign;
 pub use secrets::{NamedSecret, ReloadReport, SECRETS_DEFAULT, Unusable, load as load_secrets, make_secret};
 

@@ -49,7 +49,7 @@ impl Fixture {
     }
 
     fn metric(&self, line_start: &str) -> Option<f64> {
-        let text = String::from_utf8(self.metrics.text(&[])).unwrap();
+        let text = String::from_utf8(self.metrics.text([])).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("sipsim_relay_")?.strip_prefix(line_start));
         line.map(|value| value.trim().parse().unwrap())
     }

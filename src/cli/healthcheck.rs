@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 /// For everything together: orchestrators give a probe a second or a few.
 const LIMIT: Duration = Duration::from_secs(2);
-/// An answer of the probes is a line or two.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// Some hundred held topics make a status of some ten KiB.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Whether the relay whose admin port is configured as `admin` is alive, or with `ready`, ready. Takes at most 2 s. The answer's reason goes
 /// to stdout if it is good, to stderr if it is not.
@@ -27,6 +27,23 @@ pub fn healthcheck(admin: SocketAddr, ready: bool) -> bool {
             false
         }
     }
+}
+
+/// What the relay shows at `/api/v1/status`.
+///
+/// # Errors
+/// Nobody answers at that address, or somebody else.
+pub fn status(admin: SocketAddr) -> Result<serde_json::Value, String> {
+    let at = reachable(admin);
+    let path = "/api/v1/status";
+    let problem = |problem: &dyn std::fmt::Display| {
+        format!("no answer from http://{at}{path} (admin.listen): {problem}; is the relay running?")
+    };
+    let (status, body) = ask(at, path, LIMIT).map_err(|error| problem(&error))?;
+    if status != 200 {
+        return Err(problem(&format_args!("status {status}")));
+    }
+    serde_json::from_str(&body).map_err(|error| problem(&error))
 }
 
 /// Who listens on all addresses is asked on this machine's own.

@@ -16,6 +16,7 @@ use crate::clock;
 
 pub mod check;
 pub mod demo;
+pub mod drain;
 pub mod healthcheck;
 pub mod journal;
 pub mod logging;
@@ -80,7 +81,15 @@ Exit 0 if the signature matches, whatever its age; with --fresh only within the 
     Healthcheck(HealthcheckArgs),
     /// Look into the journal
     #[command(subcommand)]
-    Journal(JournalCommand),
+    Journal(journal::JournalCommand),
+    /// Publish what a journal still holds, without taking anything in: for a volume whose relay is gone
+    #[command(after_help = "Example: sipsim-relay --config relay.toml drain --timeout 2m
+Exit 0 only when nothing is pending or parked, else 1 and what is left. Refuses to run beside a relay on the same journal.")]
+    Drain {
+        /// End after so long without progress
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+        timeout: Duration,
+    },
     /// Print completions for a shell
     #[command(
         after_help = "Example: sipsim-relay completions bash > ~/.local/share/bash-completion/completions/sipsim-relay"
@@ -196,16 +205,6 @@ pub struct HealthcheckArgs {
     pub admin: Option<SocketAddr>,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum JournalCommand {
-    /// Sizes, the ledger, and what still waits, per output and topic
-    Status {
-        /// For people, or for scripts
-        #[arg(long, value_enum, default_value_t)]
-        format: Format,
-    },
-}
-
 /// For people, or for scripts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -239,7 +238,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Sign(args) => sign(&args),
         Command::Verify(args) => verify(config, &args),
         Command::Healthcheck(args) => healthcheck(config, &args),
-        Command::Journal(JournalCommand::Status { format }) => journal::status(config, format == Format::Json),
+        Command::Drain { timeout } => drain::drain(config, timeout),
+        Command::Journal(command) => journal::journal(config, &command),
         Command::Completions { shell } => completions(shell),
     };
     match ended {
@@ -398,6 +398,19 @@ mod tests {
             "sipsim-relay verify --last",
             "sipsim-relay healthcheck --ready --admin 127.0.0.1:8081",
             "sipsim-relay journal status --format json",
+            "sipsim-relay journal list --event sms --call 1 --since 14:00 --until 15:00+02:00 --output k --state parked --format json",
+            "sipsim-relay journal show --id 2c7a2d09-6f55-8d0e-9b4a-0e5a1f0f2b3c",
+            "sipsim-relay journal export --since 2h",
+            "sipsim-relay journal import",
+            "sipsim-relay journal import f",
+            "sipsim-relay journal trace --call 1",
+            "sipsim-relay journal trace --since 14:00 --until 14:20",
+            "sipsim-relay journal replay --output k --since 2025-01-15 --yes",
+            "sipsim-relay journal requeue --output k",
+            "sipsim-relay journal discard --output k --state pending --yes",
+            "sipsim-relay journal forget --output k --yes",
+            "sipsim-relay journal verify",
+            "sipsim-relay drain --timeout 30s",
             "sipsim-relay completions zsh",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
@@ -424,6 +437,14 @@ mod tests {
             ("sipsim-relay sign --secret-file s --body b --timestamp 1x", ValueValidation),
             ("sipsim-relay verify --body b", MissingRequiredArgument),
             ("sipsim-relay verify --last --fresh", ArgumentConflict),
+            ("sipsim-relay journal trace", MissingRequiredArgument),
+            ("sipsim-relay journal trace --until 14:20", MissingRequiredArgument),
+            ("sipsim-relay journal list --since noon", ValueValidation),
+            ("sipsim-relay journal list --state lost", InvalidValue),
+            ("sipsim-relay journal show --id 1", ValueValidation),
+            ("sipsim-relay journal discard --yes", MissingRequiredArgument),
+            ("sipsim-relay journal forget --yes", MissingRequiredArgument),
+            ("sipsim-relay drain --timeout 0s", ValueValidation),
             ("sipsim-relay journal", DisplayHelpOnMissingArgumentOrSubcommand),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

@@ -11,15 +11,15 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{logging, notice};
-use crate::admin::{Admin, Health, Outputs, Sources};
-use crate::authenticate::{Accounts, Verified, make_secret};
+use crate::admin::{Admin, Health, Sources};
+use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
 use crate::config::{self, Config, Loaded, Problems};
 use crate::ingress::{Ingress, Rooms, Serving};
 use crate::journal::{self, Journal, Options};
 use crate::metrics::Metrics;
 use crate::normalize::normalize;
-use crate::publish::{ConsoleWriter, Publisher};
+use crate::publish::{ConsoleWriter, Outputs, Publisher};
 
 /// Recovered requests on their way to the journal.
 const RECOVERED_MAX: usize = 64;
@@ -27,6 +27,9 @@ const RECOVERED_MAX: usize = 64;
 const STOP_SLACK: Duration = Duration::from_millis(1_800);
 /// Of that, for the journal to close its file.
 const CLOSE_MAX: Duration = Duration::from_millis(500);
+/// How long the start waits for the journal to be opened, which takes a few milliseconds; not longer, since the disk may not decide whether the
+/// ports listen. Without it the first scrape would show a ledger of zeros, and the first probe say that we are not ready.
+const OPEN_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the relay until SIGTERM or SIGINT. `Err` says why it could not start.
 pub fn run(file: Option<&Path>) -> Result<bool, String> {
@@ -37,7 +40,9 @@ pub fn run(file: Option<&Path>) -> Result<bool, String> {
     }
     let Loaded { config, file: read, warnings, .. } = loaded;
     logging::start(&config.log);
-    for warning in warnings.iter().chain(&config::warnings(&config, std::io::IsTerminal::is_terminal(&std::io::stdout()))) {
+    for warning in
+        warnings.iter().chain(&config::warnings(&config, std::io::IsTerminal::is_terminal(&std::io::stdout())))
+    {
         warn!("{warning}");
     }
     match &read {
@@ -135,8 +140,12 @@ impl Relay {
             discard: config.events.discard.clone(),
             tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
         };
-        let (journal, writer) = Journal::open(options, Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
-        let rooms = Rooms { accounts: Arc::clone(&accounts), extra: config.events.extra.clone(), journal: journal.clone() };
+        let (journal, writer) =
+            Journal::open(options, Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
+        let mut opening = journal.health_changes();
+        let _ = tokio::time::timeout(OPEN_MAX, opening.wait_for(|health| *health != journal::Health::Opening)).await;
+        let rooms =
+            Rooms { accounts: Arc::clone(&accounts), extra: config.events.extra.clone(), journal: journal.clone() };
         let ingress = Ingress::bind(&config.ingress, rooms, &metrics).await.map_err(|error| error.to_string())?;
         let health = {
             let journal = journal.clone();
@@ -154,7 +163,10 @@ impl Relay {
                 Arc::new(move || journal.outputs())
             },
             outputs: outputs.clone(),
-            last_refused: Arc::new(|| None),
+            last_refused: {
+                let accounts = Arc::clone(&accounts);
+                Arc::new(move || accounts.newest_explanation().as_ref().map(last_refused))
+            },
         };
         let admin = Admin::bind(&config.admin, sources).await.map_err(|error| error.to_string())?;
         let publisher = Publisher::start(&config, &journal, &metrics, &outputs, &console)
@@ -167,7 +179,19 @@ impl Relay {
         let (recovered, late) = mpsc::channel(RECOVERED_MAX);
         tasks.spawn(Arc::clone(&accounts).watch(recovered));
         tasks.spawn(take_in_late(late, config.events.extra.clone(), journal.clone(), metrics));
-        Ok(Self { config, secret_made, journal, writer, publisher, ingress, public, scheme, admin: admin_address, health, tasks })
+        Ok(Self {
+            config,
+            secret_made,
+            journal,
+            writer,
+            publisher,
+            ingress,
+            public,
+            scheme,
+            admin: admin_address,
+            health,
+            tasks,
+        })
     }
 
     pub fn public_addr(&self) -> SocketAddr {
@@ -193,7 +217,10 @@ impl Relay {
         if let Some(file) = account.secrets.as_deref().and_then(a_secret_file) {
             let program = std::env::args().next().unwrap_or_else(|| "sipsim-relay".into());
             let url = format!("{}://{}{}", self.scheme, self.public, account.path);
-            notice(format_args!("to post one signed event:\n  {program} simulate --to {url} --secret-file {} --event test", file.display()));
+            notice(format_args!(
+                "to post one signed event:\n  {program} simulate --to {url} --secret-file {} --event test",
+                file.display()
+            ));
         }
     }
 
@@ -210,9 +237,15 @@ impl Relay {
         let _ = tokio::time::timeout(drain + CLOSE_MAX / 2, published).await;
         for row in self.journal.outputs() {
             if row.counts.pending + row.counts.parked > 0 {
-                info!(output = row.name, events.pending = row.counts.pending, events.parked = row.counts.parked,
+                info!(
+                    output = row.name,
+                    events.pending = row.counts.pending,
+                    events.parked = row.counts.parked,
                     "{}: {} events stay pending and {} parked in the journal; the next start goes on with them",
-                    row.name, row.counts.pending, row.counts.parked);
+                    row.name,
+                    row.counts.pending,
+                    row.counts.parked
+                );
             }
         }
         let writer = self.writer;
@@ -223,8 +256,23 @@ impl Relay {
     }
 }
 
+/// As the status page and `verify --last` show it.
+fn last_refused(explanation: &Explanation) -> serde_json::Value {
+    serde_json::json!({
+        "at": explanation.at.rfc3339(),
+        "account": explanation.account.as_str(),
+        "reason": explanation.reason.as_str(),
+        "diagnosis": explanation.causes,
+    })
+}
+
 /// Requests that a secret which came later proved genuine: kept last in order, their 401 stands.
-async fn take_in_late(mut late: mpsc::Receiver<Verified>, extra: Vec<Arc<str>>, journal: Journal, metrics: Arc<Metrics>) {
+async fn take_in_late(
+    mut late: mpsc::Receiver<Verified>,
+    extra: Vec<Arc<str>>,
+    journal: Journal,
+    metrics: Arc<Metrics>,
+) {
     while let Some(verified) = late.recv().await {
         let account = verified.account.clone();
         match journal.append(normalize(verified, &extra)).await {
@@ -233,7 +281,9 @@ async fn take_in_late(mut late: mpsc::Receiver<Verified>, extra: Vec<Arc<str>>, 
                 metrics.accounts.recovered.with_label_values(&[account.as_str()]).inc();
                 info!(account.name = %account, event.id = %receipt.id, "a webhook that was refused is kept after all: a new secret proved it");
             }
-            Err(error) => warn!(account.name = %account, "a refused webhook that a new secret proved could not be kept: {error:?}"),
+            Err(error) => {
+                warn!(account.name = %account, "a refused webhook that a new secret proved could not be kept: {error:?}")
+            }
         }
     }
 }
@@ -242,7 +292,9 @@ async fn take_in_late(mut late: mpsc::Receiver<Verified>, extra: Vec<Arc<str>>, 
 fn first_secret(config: &Config) -> Result<Option<PathBuf>, String> {
     let Some(file) = config.first_secret_file() else { return Ok(None) };
     let folder = file.parent().unwrap_or(Path::new("."));
-    make_secret(folder).map(Some).map_err(|error| format!("cannot make a first secret in {}: {error}", folder.display()))
+    make_secret(folder)
+        .map(Some)
+        .map_err(|error| format!("cannot make a first secret in {}: {error}", folder.display()))
 }
 
 /// A secret's file, to name in a command: the path itself, or the first visible file of a folder.

@@ -1,9 +1,13 @@
 //! `verify`: whether a signature is right, and if not, why.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::sign::{read_body, read_secret};
+use super::{healthcheck, print};
 use crate::authenticate::diagnose::{Candidate, Evidence, diagnose};
 use crate::authenticate::{NamedSecret, load_secrets};
 use crate::clock::Timestamp;
@@ -76,12 +80,24 @@ pub fn verify(question: &Question, now: Timestamp) -> Result<Answer, String> {
     Ok(Answer { text: diagnosis.to_string(), notices, right })
 }
 
-/// What the running relay says of its newest refused request: its diagnosis, never its body. False if that one was refused.
+/// Prints what the running relay knows of its newest refused request: its diagnosis, never its body. False if there is one.
 ///
 /// # Errors
-/// The relay's admin port does not answer.
-pub fn last(_admin: std::net::SocketAddr) -> Result<bool, String> {
-    todo!()
+/// The relay's admin port does not answer, or not as this version does.
+pub fn last(admin: SocketAddr) -> Result<bool, String> {
+    let status = healthcheck::status(admin)?;
+    let Some(refused) = status.get("last_refused").filter(|refused| refused.is_object()) else {
+        print(b"The running relay has refused no webhook since its start.\n")?;
+        return Ok(true);
+    };
+    let text = |key: &str| refused[key].as_str().unwrap_or("?");
+    let mut lines = format!("{} {} {}\n", text("at"), text("account"), text("reason"));
+    for cause in refused["diagnosis"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        lines.push_str(cause);
+        lines.push('\n');
+    }
+    print(lines.as_bytes())?;
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use super::body::{self, DRAIN_BYTES_MAX, Leftover};
 use super::budget::Budget;
@@ -20,11 +21,14 @@ use super::connection::Malformed;
 use super::refusal::{Answer, Refusal, Unavailable, accepted};
 use super::registry::{Registry, Watched};
 use super::tally::Tally;
-use crate::authenticate::Accounts;
+use crate::authenticate::{Account, Accounts, Refused, Unverified, Verified};
 use crate::clock;
 use crate::config::AccountName;
 use crate::journal::{AppendError, Journal, Receipt};
-use crate::normalize::{Event, normalize};
+use crate::normalize::{Event, normalize, undecoded};
+
+/// Bytes of a body that are hashed where the request is served: some fifty microseconds a secret.
+const HASHED_AT_ONCE_MAX: usize = 64 << 10;
 
 /// Where events are kept. The journal is the only one; tests script its answers.
 pub trait Keep: Send + Sync + 'static {
@@ -87,6 +91,8 @@ pub struct Door<K> {
     pub limits: Limits,
     pub budget: Arc<Budget>,
     pub tally: Tally,
+    /// One permit.
+    pub hashing: Semaphore,
     pub stopping: Stopping,
     pub registry: Arc<Registry>,
 }
@@ -109,15 +115,38 @@ impl<K: Keep> Door<K> {
             return Err(Refusal::Method);
         }
         arrival.account = Some(account.name().clone());
-        let claims = account.claims(&arrival.head.headers)?; // Presence and form, before any body.
+        let claims = account.claims(&arrival.head.headers); // Presence and form, before any body.
+        let claims = claims.map_err(|refused| self.explained(account, &arrival.head, None, refused))?;
         let body = self.read(arrival).await?;
         let now = clock::now();
-        let event = unless_panicking(|| {
-            let verified = claims.with_body(body, now).verify(now)?;
-            Ok(normalize(verified, &self.rooms.extra)) // Cannot fail: DESIGN §1.3.
-        })?;
+        let verified = self.verify(claims.with_body(body.clone(), now), body.len(), arrival.deadline).await?;
+        let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
+        let event = event_of(verified, |verified| normalize(verified, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
         Ok(kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??)
+    }
+
+    /// Large bodies are hashed beside the threads that serve everybody else, one at a time: an 8 MiB body takes tens of milliseconds a secret.
+    async fn verify(
+        &self,
+        request: Unverified,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<Result<Verified, Refused>, Refusal> {
+        if bytes <= HASHED_AT_ONCE_MAX {
+            return unless_panicking(|| request.verify(clock::now()));
+        }
+        let late = |_| Refusal::Unavailable(Unavailable::Deadline);
+        let _one_at_a_time = timeout_at(deadline, self.hashing.acquire()).await.map_err(late)?;
+        let hashing = tokio::task::spawn_blocking(move || unless_panicking(|| request.verify(clock::now())));
+        let hashed = timeout_at(deadline, hashing).await.map_err(late)?;
+        hashed.unwrap_or(Err(Refusal::Unavailable(Unavailable::ShuttingDown))) // The runtime is ending.
+    }
+
+    /// A refusal that an operator can ask about.
+    fn explained(&self, account: &Arc<Account>, head: &Parts, body: Option<bytes::Bytes>, refused: Refused) -> Refusal {
+        self.rooms.accounts.explain(account, &head.headers, body, refused, clock::now());
+        refused.into()
     }
 
     async fn read(&self, arrival: &mut Arrival) -> Result<bytes::Bytes, Refusal> {
@@ -182,10 +211,19 @@ fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>,
     (Some(Leftover::new(body)), is_too_long)
 }
 
+/// What is kept of a verified request. Should `normalize` panic, the request is kept as it came: it is genuine, and ours is the fault.
+fn event_of(verified: Verified, normalize: impl FnOnce(Verified) -> Event) -> Result<Event, Refusal> {
+    let as_it_came = verified.clone();
+    unless_panicking(|| normalize(verified)).or_else(|_| {
+        warn!(account.name = %as_it_came.account, "reading a genuine webhook failed by a fault in the relay itself; it is kept as `unknown`. Please report it");
+        unless_panicking(|| undecoded(as_it_came))
+    })
+}
+
 /// Runs pure work on one request. A panic in it is that request's alone.
-fn unless_panicking<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+fn unless_panicking<T>(work: impl FnOnce() -> T) -> Result<T, Refusal> {
     // Nothing of the work is used after a panic: what it owned is gone with it, and the rest it only reads.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Refusal::Unavailable(Unavailable::Panic)))
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Refusal::Unavailable(Unavailable::Panic))
 }
 
 #[cfg(test)]
@@ -194,7 +232,14 @@ mod tests {
 
     #[test]
     fn a_panic_on_one_event_is_an_answer() {
-        let refused = unless_panicking(|| -> Result<(), Refusal> { panic!("on purpose, by a test") });
-        assert_eq!(refused, Err(Refusal::Unavailable(Unavailable::Panic)));
+        let refused = unless_panicking(|| panic!("on purpose, by a test"));
+        assert_eq!(refused, Err::<(), _>(Refusal::Unavailable(Unavailable::Panic)));
+    }
+
+    #[test]
+    fn a_genuine_event_survives_a_panic_of_its_reader_undecoded() {
+        let verified = Verified::for_test("default", 1_736_937_000, br#"{"event":"sms"}"#);
+        let event = event_of(verified, |_| panic!("on purpose, by a test")).expect("it is kept");
+        assert_eq!((event.name.as_str(), &event.body[..]), ("unknown", &br#"{"event":"sms"}"#[..]));
     }
 }

@@ -82,6 +82,7 @@ impl<K: Keep> Ingress<K> {
             limits: Limits { body_max: config.body_max, deadline: config.deadline },
             budget: Budget::new(config.buffered_max),
             tally: Tally::new(Arc::clone(metrics), accounts),
+            hashing: tokio::sync::Semaphore::new(1),
             stopping: Stopping::default(),
             registry,
             rooms,

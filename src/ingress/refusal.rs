@@ -99,9 +99,9 @@ impl Refusal {
             Self::TooLarge => "its body is over ingress.body_max",
             Self::TooSlow => "its body was not there by ingress.deadline",
             Self::Unavailable(Unavailable::JournalFull) => {
-                "pending and parked events fill journal.size_max, or the disk is down to journal.free_min; mend the output"
+                "pending and parked events fill journal.size_max; mend the output that they wait for, or make it larger"
             }
-            Self::Unavailable(Unavailable::Disk) => "the journal's disk fails",
+            Self::Unavailable(Unavailable::Disk) => "the journal's disk fails, or is down to journal.free_min",
             Self::Unavailable(Unavailable::Deadline) => "the journal's disk was slower than ingress.deadline",
             Self::Unavailable(Unavailable::QueueFull) => "too many events wait for the journal's disk",
             Self::Unavailable(Unavailable::Memory) => "bodies in memory are up to ingress.buffered_max",

@@ -122,3 +122,65 @@ impl Tally {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::ingress::refusal::Unproved;
+    use crate::ingress::tests::configuration;
+
+    /// What was logged since the last look.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Log {
+        fn lines(&self) -> Vec<String> {
+            String::from_utf8(std::mem::take(&mut *lock(&self.0))).unwrap().lines().map(str::to_owned).collect()
+        }
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_a_line_at_once_and_a_line_a_minute() {
+        let config = configuration();
+        let account = config.accounts[0].name.clone();
+        let tally = Tally::new(Metrics::new(&config), [account.clone()]);
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let refuse = |refusal| tally.count(Some(&account), &Err(refusal), Duration::ZERO);
+            let bad_signature = Refusal::Unproved(Unproved::BadSignature);
+            (0..1000).for_each(|_| refuse(bad_signature));
+            refuse(Refusal::TooLarge);
+            let lines = log.lines();
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            assert!(lines[0].contains("refused a webhook for default: bad_signature: "), "{lines:?}");
+            assert!(lines[1].contains("too_large"), "{lines:?}");
+            tally.log_minute();
+            let lines = log.lines();
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(
+                lines[0].contains("refused 999 more within a minute (account default): bad_signature"),
+                "{lines:?}"
+            );
+            tally.log_minute();
+            assert!(log.lines().is_empty(), "nothing more was refused");
+            refuse(bad_signature);
+            assert_eq!(log.lines().len(), 1, "after a quiet minute the next one is news again");
+        });
+        assert_eq!(tally.metrics.ingress.webhooks.with_label_values(&["default", "bad_signature"]).get(), 1001);
+    }
+}

@@ -15,11 +15,15 @@ use crate::clock::Timestamp;
 /// "sprj" in ASCII: tells our files from other programs' SQLite files.
 const APPLICATION_ID: i32 = 0x7370_726a;
 /// The tables of `schema.sql`. A file of a higher format can be read by us if its `readable_by` is not higher than this.
-const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 1;
+/// What was added to `schema.sql` since it was frozen.
+pub(super) const ADDITIONS: &str = include_str!("additions.sql");
 /// As good as any other size for rows of half a kilobyte (DESIGN §8).
 const PAGE_BYTES: u32 = 8192;
-/// The write-ahead log is cut back to this once it has been checkpointed: 64 MiB is eight times what an automatic checkpoint leaves.
-const WAL_KEPT_BYTES: i64 = 64 << 20;
+/// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 8 MiB, or a sixteenth of a small journal, since the log
+/// counts in its size.
+const WAL_PAGES: std::ops::RangeInclusive<u64> = 16..=1_000;
+const WAL_PART: u64 = 16;
 /// How long one connection waits for another's short write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,7 +48,11 @@ impl std::fmt::Display for OpenError {
                 path.display()
             ),
             Self::Forbidden(path, error) => {
-                write!(f, "{}: {error}; make it writable for the user of the relay, or change journal.path", path.display())
+                write!(
+                    f,
+                    "{}: {error}; make it writable for the user of the relay, or change journal.path",
+                    path.display()
+                )
             }
             Self::Disk(text) | Self::Unreadable(text) => f.write_str(text),
         }
@@ -76,12 +84,18 @@ pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
 }
 
 /// Opens the journal for its one writer, making it if it is missing, for the holder of its lock.
-pub(super) fn open(journal: &Path, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
+pub(super) fn open(journal: &Path, size_max: u64, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
     if !journal.exists() {
         // SQLite gives its side files the mode of the main one, so this makes all of them 0600.
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(journal).map_err(|e| io_error(journal, e))?;
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(journal)
+            .map_err(|e| io_error(journal, e))?;
     }
-    let db = connect(journal).map_err(|error| sqlite_error(journal, &error))?;
+    let db = connect(journal, size_max).map_err(|error| sqlite_error(journal, &error))?;
     prepare(&db, now).map_err(|error| match error {
         PrepareError::Sqlite(error) => sqlite_error(journal, &error),
         PrepareError::Unreadable(text) => OpenError::Unreadable(text),
@@ -97,6 +111,17 @@ pub(super) fn open_reader(journal: &Path) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "query_only", true)?;
     db.set_prepared_statement_cache_capacity(64);
     // What a crash left in the write-ahead log is the writer's to recover.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(db)
+}
+
+/// A connection for one short write beside whoever holds the lock: an order. Checkpoints stay the holder's.
+pub(super) fn open_beside(journal: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(journal, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "wal_autocheckpoint", 0)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(db)
 }
@@ -147,7 +172,7 @@ pub(super) fn folder(journal: &Path) -> &Path {
     }
 }
 
-fn connect(journal: &Path) -> rusqlite::Result<Connection> {
+fn connect(journal: &Path, size_max: u64) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(journal, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
@@ -155,7 +180,10 @@ fn connect(journal: &Path) -> rusqlite::Result<Connection> {
     db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // A commit returns when it is synced; a reader sees it only after that (SQLite syncs the log before it moves the log's index on).
     db.pragma_update(None, "synchronous", "FULL")?;
-    db.pragma_update(None, "journal_size_limit", WAL_KEPT_BYTES)?;
+    let wal_pages = (size_max / WAL_PART / u64::from(PAGE_BYTES)).clamp(*WAL_PAGES.start(), *WAL_PAGES.end());
+    db.pragma_update(None, "wal_autocheckpoint", wal_pages as i64)?;
+    // A log that grew while a reader lagged is cut back to twice that once it has been checkpointed.
+    db.pragma_update(None, "journal_size_limit", wal_pages as i64 * 2 * i64::from(PAGE_BYTES))?;
     db.pragma_update(None, "temp_store", "MEMORY")?;
     // After a failed write the log holds what nobody promised; closing must not copy it into the file.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -201,6 +229,7 @@ fn prepare(db: &Connection, now: Timestamp) -> Result<(), PrepareError> {
         }
     }
     db.execute("UPDATE meta SET value = ? WHERE name = 'written_by' AND value <> ?1", [env!("CARGO_PKG_VERSION")])?;
+    db.execute_batch(ADDITIONS)?;
     Ok(())
 }
 
@@ -208,6 +237,7 @@ fn create(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     db.pragma_update(None, "application_id", APPLICATION_ID)?;
     db.pragma_update(None, "user_version", FORMAT)?;
     db.execute_batch(include_str!("schema.sql"))?;
+    db.execute_batch(ADDITIONS)?;
     let mut random = [0; 8];
     if getrandom::fill(&mut random).is_err() {
         // Without a source of randomness the moment alone has to tell this journal from others.

@@ -99,7 +99,10 @@ pub(super) fn configure(db: &Connection, configured: &[OutputName], last: u64, n
         let wanted = configured.iter().any(|name| name.as_str() == row.name);
         if !wanted && !row.removed {
             db.execute("UPDATE outputs SET removed_at = ? WHERE number = ?", params![now.as_micros(), row.number])?;
-            db.execute("UPDATE spans SET through = ? WHERE output = ? AND through IS NULL", params![last as i64, row.number])?;
+            db.execute(
+                "UPDATE spans SET through = ? WHERE output = ? AND through IS NULL",
+                params![last as i64, row.number],
+            )?;
         }
         if wanted && row.removed {
             db.execute("UPDATE outputs SET removed_at = NULL WHERE number = ?", [row.number])?;
@@ -123,5 +126,7 @@ pub(super) fn configure(db: &Connection, configured: &[OutputName], last: u64, n
 
 /// What an output's cursor may not be behind for an event of this number to be deleted: `None` if no output owes anything any more.
 pub(super) fn owed_from(outputs: &[OutputRow]) -> Option<u64> {
-    outputs.iter().filter_map(|output| output.owed_after(output.cursor)).map(|(after, _)| after).min()
+    // A removed output whose pending are all settled may have a cursor before the end of its span, if nothing lay between; it owes nothing.
+    let owing = outputs.iter().filter(|output| !output.removed || output.counts.pending > 0);
+    owing.filter_map(|output| output.owed_after(output.cursor)).map(|(after, _)| after).min()
 }

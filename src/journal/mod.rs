@@ -3,6 +3,7 @@
 //! One thread writes (`writer`), and one commit serves all that wait; everybody else reads over connections of their own ([`Reader`]). The
 //! tables stand in `schema.sql`. The journal never looks inside an event.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -17,13 +18,17 @@ use crate::config::{self, OutputName};
 use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
+pub mod export;
 mod file;
+pub mod inspect;
 mod ledger;
+pub mod orders;
 mod progress;
 mod reader;
 mod retention;
 mod row;
 mod seen;
+pub mod selection;
 mod writer;
 
 pub use file::OpenError;
@@ -39,6 +44,7 @@ const APPENDS_WAITING_MAX: usize = 4096;
 /// Proof that an event is synced to disk. Only [`Journal::append`] makes one.
 #[must_use]
 #[derive(Clone, Debug)]
+#[expect(clippy::manual_non_exhaustive, reason = "the seal keeps this crate's other rooms from making one, too")]
 pub struct Receipt {
     pub id: EventId,
     /// The very same request was accepted before; it is not forwarded again.
@@ -110,6 +116,8 @@ struct Shared {
     /// The last sequence that is synced.
     committed: watch::Sender<u64>,
     outputs: Mutex<Vec<OutputRow>>,
+    /// By output, for those that listen: events that an order gave up while they may be in memory.
+    given_up: Mutex<HashMap<u32, Vec<u64>>>,
     /// Empty until the file was opened.
     id: Mutex<Arc<str>>,
     metrics: Arc<Metrics>,
@@ -117,9 +125,11 @@ struct Shared {
 
 enum Message {
     Append(Box<Append>),
-    Progress(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>),
+    Progress(Arc<Progress>, ProgressReply),
     Stop,
 }
+
+type ProgressReply = oneshot::Sender<Result<(), AppendError>>;
 
 struct Append {
     event: Event,
@@ -140,6 +150,7 @@ impl Journal {
             health: watch::Sender::new(Health::Opening),
             committed: watch::Sender::new(0),
             outputs: Mutex::default(),
+            given_up: Mutex::default(),
             id: Mutex::new("".into()),
             metrics,
         });
@@ -194,6 +205,13 @@ impl Journal {
     /// Each output's place and counts as of the last commit, all of one moment.
     pub fn outputs(&self) -> Vec<OutputRow> {
         self.shared.outputs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What orders gave up of this output since the last call: not to be sent any more. Only what comes after the first call is told, and a
+    /// reader knows the rest ([`Reader::given_up`]).
+    pub fn given_up(&self, output: u32) -> Vec<u64> {
+        let mut all = self.shared.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(all.entry(output).or_default())
     }
 
     /// The id made with the journal file: empty until the file was opened.

@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection, params};
 
-use super::{Kept, OutputRow};
+use super::{Kept, OutputRow, Stored};
 use crate::clock::Timestamp;
 use crate::config::AccountName;
 use crate::normalize::{EventId, EventName};
 use crate::publish::Place;
 
 /// What happened at one output since it last said so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
+    /// The id of the journal that it was read from ([`super::Journal::id`]): what is said of one file is never noted in another.
+    pub journal: Arc<str>,
     /// The output's number.
     pub output: u32,
     /// Counts up from the last one that the journal has of this output ([`OutputRow::progress`]).
@@ -66,21 +68,69 @@ pub struct About {
     pub received_at: Timestamp,
 }
 
+impl About {
+    pub fn of(stored: &Stored) -> Self {
+        let event = &stored.event;
+        Self {
+            account: event.account.clone(),
+            id: event.id,
+            name: event.name.clone(),
+            subject: event.subject.clone(),
+            received_at: event.received_at,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Published(Place),
     /// With the reason of `events_parked_total`, and when to try again.
-    Parked { reason: &'static str, detail: String, next_at: Timestamp },
+    Parked {
+        reason: &'static str,
+        detail: String,
+        next_at: Timestamp,
+    },
+    /// By order of `journal replay`; not in the ledger.
+    Replayed(Place),
+    /// The broker does not take it again.
+    NotReplayed {
+        reason: &'static str,
+    },
 }
 
 impl Progress {
+    /// Nothing yet.
+    pub fn new(journal: Arc<str>, output: u32, number: u64) -> Self {
+        Self {
+            journal,
+            output,
+            number,
+            cursor: 0,
+            settled: Vec::new(),
+            held: Vec::new(),
+            retried: Vec::new(),
+            renamed: Vec::new(),
+            routes: None,
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.settled.is_empty() && self.held.is_empty() && self.retried.is_empty() && self.renamed.is_empty() && self.routes.is_none()
+        self.settled.is_empty()
+            && self.held.is_empty()
+            && self.retried.is_empty()
+            && self.renamed.is_empty()
+            && self.routes.is_none()
     }
 }
 
 /// Writes one output's progress into the transaction under way, and its new counts into `row`.
-pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, kept: &Kept, now: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn apply(
+    db: &Connection,
+    progress: &Progress,
+    row: &mut OutputRow,
+    kept: &Kept,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     hold(db, progress, now)?;
     let mut insert = db.prepare_cached(TRAIL)?;
     for settlement in &progress.settled {
@@ -88,16 +138,10 @@ pub(super) fn apply(db: &Connection, progress: &Progress, row: &mut OutputRow, k
         trail(&mut insert, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
-        "UPDATE apart SET attempts = ?, next_at = ?, reason = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
+        "UPDATE apart SET attempts = ?, next_at = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
     )?;
     for apart in &progress.retried {
-        retry.execute(params![
-            apart.attempts,
-            apart.next_at.as_micros(),
-            apart.reason,
-            progress.output,
-            apart.sequence as i64
-        ])?;
+        retry.execute(params![apart.attempts, apart.next_at.as_micros(), progress.output, apart.sequence as i64])?;
     }
     let mut rename =
         db.prepare_cached("UPDATE apart SET lane = ? WHERE output = ? AND sequence = ? AND state = 'held'")?;
@@ -120,7 +164,16 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
          WHERE number = ?",
     )?;
     let c = &row.counts;
-    update.execute(params![row.cursor as i64, c.accepted, c.published, c.pending, c.parked, c.discarded, row.progress as i64, row.number])?;
+    update.execute(params![
+        row.cursor as i64,
+        c.accepted,
+        c.published,
+        c.pending,
+        c.parked,
+        c.discarded,
+        row.progress as i64,
+        row.number
+    ])?;
     Ok(())
 }
 
@@ -130,6 +183,9 @@ fn hold(db: &Connection, progress: &Progress, now: Timestamp) -> rusqlite::Resul
          VALUES (?, 'held', ?, ?, ?, ?, 0, 0)",
     )?;
     for apart in &progress.held {
+        if is_given_up(db, progress.output, apart.sequence)? {
+            continue;
+        }
         insert.execute(params![progress.output, apart.lane, apart.sequence as i64, now.as_micros(), apart.reason])?;
     }
     Ok(())
@@ -142,9 +198,22 @@ fn settle(
     row: &mut OutputRow,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
+    if matches!(settlement.outcome, Outcome::Replayed(_) | Outcome::NotReplayed { .. }) {
+        let mut delete = db
+            .prepare_cached("DELETE FROM apart WHERE output = ? AND state = 'replay' AND lane = '' AND sequence = ?")?;
+        delete.execute(params![output, settlement.sequence as i64])?;
+        return Ok(());
+    }
+    // An order gave it up while it was on its way: the ledger has it as discarded, and what became of it only the trail tells.
+    if is_given_up(db, output, settlement.sequence)? || !settlement.has_row && settlement.sequence <= row.cursor {
+        return Ok(());
+    }
     if settlement.has_row {
-        let mut delete = db.prepare_cached("DELETE FROM apart WHERE sequence = ? AND output = ?")?;
-        delete.execute(params![settlement.sequence as i64, output])?;
+        let mut delete =
+            db.prepare_cached("DELETE FROM apart WHERE sequence = ? AND output = ? AND state <> 'replay'")?;
+        if delete.execute(params![settlement.sequence as i64, output])? == 0 {
+            return Ok(());
+        }
     }
     *(if settlement.was_parked { &mut row.counts.parked } else { &mut row.counts.pending }) -= 1;
     match &settlement.outcome {
@@ -164,8 +233,14 @@ fn settle(
                 next_at.as_micros()
             ])?;
         }
+        Outcome::Replayed(_) | Outcome::NotReplayed { .. } => {} // Above.
     }
     Ok(())
+}
+
+fn is_given_up(db: &Connection, output: u32, sequence: u64) -> rusqlite::Result<bool> {
+    let mut select = db.prepare_cached("SELECT EXISTS (SELECT 1 FROM given_up WHERE sequence = ? AND output = ?)")?;
+    select.query_row(params![sequence as i64, output], |row| row.get(0))
 }
 
 const TRAIL: &str = "INSERT INTO trail (at, sequence, output, state, account, id, name, subject, received_at, kept_at, lane, \"partition\", \
@@ -173,10 +248,15 @@ const TRAIL: &str = "INSERT INTO trail (at, sequence, output, state, account, id
 
 fn trail(insert: &mut CachedStatement<'_>, settlement: &Settlement, output: &str, kept: &Kept) -> rusqlite::Result<()> {
     let Some(about) = &settlement.event else { return Ok(()) };
-    let (state, partition, offset, reason) = match &settlement.outcome {
-        Outcome::Published(Place::Kafka { partition, offset }) => ("published", Some(*partition), Some(*offset), None),
-        Outcome::Published(Place::Confirmed) => ("published", None, None, None),
-        Outcome::Parked { reason, detail, .. } => ("parked", None, None, Some(format!("{reason}: {detail}"))),
+    let place = |place: &Place| match place {
+        Place::Kafka { partition, offset } => (Some(*partition), Some(*offset)),
+        Place::Confirmed => (None, None),
+    };
+    let (state, (partition, offset), reason) = match &settlement.outcome {
+        Outcome::Published(at) => ("published", place(at), None),
+        Outcome::Replayed(at) => ("replayed", place(at), None),
+        Outcome::NotReplayed { reason } => ("not replayed", (None, None), Some((*reason).to_owned())),
+        Outcome::Parked { reason, detail, .. } => ("parked", (None, None), Some(format!("{reason}: {detail}"))),
     };
     insert.execute(params![
         settlement.at.as_micros(),

@@ -66,16 +66,35 @@ impl Reader {
         })
     }
 
-    /// Up to `limit` held events of a lane behind `after`, in order.
-    pub fn held(&mut self, output: u32, lane: &str, after: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+    /// Which events behind `after` have a row as held ones.
+    pub fn held_behind(&mut self, output: u32, after: u64) -> rusqlite::Result<Vec<u64>> {
+        self.with(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT sequence FROM apart INDEXED BY apart_by_sequence WHERE output = ? AND state = 'held' AND sequence > ?",
+            )?;
+            select.query_map(params![output, after as i64], |row| row.get::<_, i64>(0).map(|n| n as u64))?.collect()
+        })
+    }
+
+    /// Up to `limit` held events of a lane, in order: those after the first number of `span`, up to the second.
+    pub fn held(
+        &mut self,
+        output: u32,
+        lane: &str,
+        span: (u64, u64),
+        limit: usize,
+        bytes: usize,
+    ) -> rusqlite::Result<Vec<Read>> {
         self.with(|db| {
             let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
             let sql = format!(
                 "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'held' AND lane = ? AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
+                 WHERE output = ? AND state = 'held' AND lane = ? AND apart.sequence > ? AND apart.sequence <= ? \
+                 ORDER BY apart.sequence LIMIT ?"
             );
             let mut select = db.prepare_cached(&sql)?;
-            take(select.query(params![output, lane, after as i64, limit])?, bytes)
+            let (after, through) = (span.0 as i64, i64::try_from(span.1).unwrap_or(i64::MAX));
+            take(select.query(params![output, lane, after, through, limit])?, bytes)
         })
     }
 
@@ -85,7 +104,7 @@ impl Reader {
             let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
             let sql = format!(
                 "SELECT {columns}, lane, attempts FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'parked' AND next_at <= ? LIMIT ?"
+                 WHERE output = ? AND state = 'parked' AND next_at <= ? ORDER BY next_at LIMIT ?"
             );
             let mut select = db.prepare_cached(&sql)?;
             let rows = select.query_map(params![output, now.as_micros(), limit], |row| {
@@ -105,7 +124,8 @@ impl Reader {
                 let mut select = db.prepare_cached(
                     "SELECT received_at FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 1",
                 )?;
-                oldest = select.query_row(params![after as i64, through as i64], |row| row.get::<_, i64>(0)).optional()?;
+                oldest =
+                    select.query_row(params![after as i64, through as i64], |row| row.get::<_, i64>(0)).optional()?;
             }
             let mut select = db.prepare_cached(
                 "SELECT received_at FROM apart JOIN events ON events.sequence = apart.sequence \
@@ -130,6 +150,29 @@ impl Reader {
             let mut select = db.prepare_cached(&sql)?;
             let rows = select.query_map(params![output, after as i64, limit], |row| Ok((row.get("lane")?, row::read(row)?)))?;
             rows.collect()
+        })
+    }
+
+    /// Events behind `after` and up to `through` that an order gave up.
+    pub fn given_up(&mut self, output: u32, after: u64, through: u64) -> rusqlite::Result<Vec<u64>> {
+        self.with(|db| {
+            let mut select =
+                db.prepare_cached("SELECT sequence FROM given_up WHERE sequence > ? AND sequence <= ? AND output = ?")?;
+            let rows = select.query_map(params![after as i64, through as i64, output], |row| row.get::<_, i64>(0))?;
+            rows.map(|sequence| sequence.map(|sequence| sequence as u64)).collect()
+        })
+    }
+
+    /// Up to `limit` events behind `after` that are to be sent again, in order.
+    pub fn to_replay(&mut self, output: u32, after: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+        self.with(|db| {
+            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
+            let sql = format!(
+                "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
+                 WHERE output = ? AND state = 'replay' AND lane = '' AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
+            );
+            let mut select = db.prepare_cached(&sql)?;
+            take(select.query(params![output, after as i64, limit])?, bytes)
         })
     }
 

@@ -18,8 +18,18 @@ pub(super) struct Retention {
     /// Everything up to here was looked at in this walk.
     position: u64,
     walk_began_at: Timestamp,
-    /// Events that this walk passed because they stand apart.
+    /// This walk passed events because they stand apart.
     skipped: bool,
+    /// This walk has come to what is owed or too young.
+    ended: bool,
+}
+
+/// What a step did.
+pub(super) struct Step {
+    /// There may be more to do at once.
+    pub more: bool,
+    /// The highest sequence that was deleted; 0 if none was.
+    pub floor: u64,
 }
 
 pub(super) struct Limits {
@@ -32,55 +42,66 @@ pub(super) struct Limits {
     pub owed_from: u64,
     /// Rows to look at.
     pub rows: usize,
+    /// Outputs, each of which leaves a row in the trail for an event.
+    pub outputs: usize,
 }
 
 impl Retention {
     pub fn new() -> Self {
-        Self { position: 0, walk_began_at: Timestamp::default(), skipped: false }
+        Self { position: 0, walk_began_at: Timestamp::default(), skipped: false, ended: false }
     }
 
-    /// One step in the transaction under way. The number of rows deleted, and the highest sequence among them.
-    pub fn step(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<(usize, u64)> {
-        let (events, floor) = self.events(db, limits, now)?;
-        Ok((events + trail(db, limits, now)?, floor))
+    /// One step in the transaction under way.
+    pub fn step(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<Step> {
+        let step = self.events(db, limits, now)?;
+        let rows = limits.rows * limits.outputs.max(1);
+        Ok(Step { more: step.more | (trail(db, limits, rows, now)? >= rows), floor: step.floor })
     }
 
-    fn events(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<(usize, u64)> {
-        if self.skipped && self.walk_began_at.abs_diff(now) > WALK_EVERY {
-            *self = Self { position: 0, walk_began_at: now, skipped: false };
+    fn events(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<Step> {
+        // Only after a walk has come to its end: else one would never get past very many events that stand apart.
+        if self.skipped && self.ended && self.walk_began_at.abs_diff(now) > WALK_EVERY {
+            *self = Self { position: 0, walk_began_at: now, skipped: false, ended: false };
         }
-        if self.position >= limits.owed_from {
-            return Ok((0, 0));
+        self.ended = self.position >= limits.owed_from;
+        if self.ended {
+            return Ok(Step { more: false, floor: 0 });
         }
         let mut select = db.prepare_cached(
             "SELECT sequence, received_at, EXISTS (SELECT 1 FROM apart WHERE apart.sequence = events.sequence) FROM events \
              WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
         )?;
         let through = i64::try_from(limits.owed_from).unwrap_or(i64::MAX);
-        let mut old = Vec::new();
+        let (mut old, mut looked) = (Vec::new(), 0);
         let mut rows = select.query(params![self.position as i64, through, limits.rows])?;
         while let Some(row) = rows.next()? {
             let sequence: i64 = row.get(0)?;
             let received_at = Timestamp::from_micros(row.get(1)?);
+            looked += 1;
             if row.get(2)? {
                 self.skipped = true;
             } else if limits.pressure || now.since(received_at) >= limits.retention {
                 old.push(sequence);
             } else {
-                break; // What comes behind it is younger still.
+                looked = 0; // What comes behind it is younger still.
+                break;
             }
             self.position = sequence as u64;
         }
         drop(rows);
+        self.ended = looked < limits.rows;
         let mut delete = db.prepare_cached("DELETE FROM events WHERE sequence = ?")?;
+        let mut delete_given_up = db.prepare_cached("DELETE FROM given_up WHERE sequence = ?")?;
         for sequence in &old {
             delete.execute([sequence])?;
+            delete_given_up.execute([sequence])?;
         }
-        Ok((old.len(), old.last().map_or(0, |last| *last as u64)))
+        Ok(Step { more: !self.ended, floor: old.last().map_or(0, |last| *last as u64) })
     }
 }
 
-fn trail(db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<usize> {
+/// Deletes up to `most` entries, the oldest first; how many.
+fn trail(db: &Connection, limits: &Limits, most: usize, now: Timestamp) -> rusqlite::Result<usize> {
     let mut ends = db.prepare_cached("SELECT (SELECT min(entry) FROM trail), (SELECT max(entry) FROM trail)")?;
     let ends: (Option<i64>, Option<i64>) = ends.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (Some(first), Some(last)) = ends else { return Ok(0) };
@@ -88,7 +109,7 @@ fn trail(db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<u
     // Only entries before this may go for their number; any may go for its age.
     let too_many_before = last - rows_max + 1;
     let mut select = db.prepare_cached("SELECT entry, at FROM trail WHERE entry >= ? ORDER BY entry LIMIT ?")?;
-    let mut rows = select.query(params![first, limits.rows])?;
+    let mut rows = select.query(params![first, most])?;
     let mut old = None;
     let mut count = 0;
     while let Some(row) = rows.next()? {

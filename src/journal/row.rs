@@ -18,6 +18,10 @@ pub(super) const INSERT: &str = "INSERT INTO events (sequence, received_at, acco
 
 /// What reading one row gives: the event, or the number of a row whose content is not what was written.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are events; a box each would cost more than the rare short one wastes"
+)]
 pub enum Read {
     Event(Stored),
     Corrupt { sequence: u64 },
@@ -91,7 +95,11 @@ fn checksum(sequence: u64, event: &Event) -> u32 {
     crc.update(&sequence.to_le_bytes());
     crc.update(&event.received_at.as_micros().to_le_bytes());
     crc.update(&event.id.0);
-    crc.update(&[u8::from(event.content == Content::Opaque), u8::from(event.replayed), u8::from(event.subject.is_some())]);
+    crc.update(&[
+        u8::from(event.content == Content::Opaque),
+        u8::from(event.replayed),
+        u8::from(event.subject.is_some()),
+    ]);
     for text in [
         event.account.as_str(),
         event.name.as_str(),

@@ -10,13 +10,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, params};
-use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::file::{self, Lock, OpenError};
 use super::retention::{Limits, Retention};
 use super::seen::Seen;
-use super::{Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, Receipt, Shared, ledger, progress, row};
+use super::{
+    Append, AppendError, Health, Kept, Message, Options, OutputRow, Progress, ProgressReply, Receipt, Shared, ledger,
+    orders, progress, row,
+};
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
 use crate::metrics::Metrics;
@@ -36,10 +38,19 @@ const MEASURE_EVERY: Duration = Duration::from_millis(100);
 const RESUME_AT: f64 = 0.95;
 /// From this fill on published events go, whatever their age.
 const PRESSURE_AT: f64 = 0.80;
-/// Rows that retention looks at in a commit: twice the group, within these bounds (DESIGN §8: twice is free, 256 halve acceptance).
-const RETENTION_ROWS: std::ops::RangeInclusive<usize> = 16..=128;
+/// From this fill on they go in large steps: accepting half as fast is better than not accepting.
+const URGENT_AT: f64 = 0.90;
+/// Rows that retention looks at in a commit: twice the group, at least 16, and past 128 no more than keeps up with what comes in (DESIGN §8:
+/// twice the group is free, 256 rows or more halve acceptance).
+const RETENTION_ROWS_MIN: usize = 16;
+const RETENTION_ROWS: usize = 128;
 /// The same in a commit that no request waits for.
 const RETENTION_ROWS_IDLE: usize = 512;
+/// How often the table of orders is looked at.
+const ORDERS_EVERY: Duration = Duration::from_secs(1);
+/// Events that one step of an order looks at: beside requests as many as a group's retention, else enough for a hundred thousand a second.
+const ORDER_ROWS: usize = 64;
+const ORDER_ROWS_IDLE: usize = 512;
 /// Behind the end of the tolerance, before a request's id is forgotten: a clock may be set by some seconds.
 const REQUESTS_KEPT_LONGER: Duration = Duration::from_secs(60);
 
@@ -64,6 +75,7 @@ pub(super) fn start(
         reopen_at: Instant::now(),
         sequence_min: 1,
         stopping: false,
+        corrupt: None,
     };
     let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
         // Whoever waits for a receipt would wait for ever, and the cause would come again: a new process starts clean.
@@ -86,11 +98,14 @@ struct Writer {
     sequence_min: u64,
     started: (Instant, Timestamp),
     stopping: bool,
+    /// The open file turned out to be corrupt, and how.
+    corrupt: Option<String>,
 }
 
 /// The open file, and what of it is kept in memory.
 struct Database {
     db: Connection,
+    id: Arc<str>,
     seen: Seen,
     retention: Retention,
     outputs: Vec<OutputRow>,
@@ -102,6 +117,9 @@ struct Database {
     expired_at: Instant,
     seen_accounts_at: Instant,
     accounts_dirty: Vec<(AccountName, Timestamp)>,
+    orders_at: Instant,
+    /// An order is not at its end.
+    order_open: bool,
     housekeeping_due: bool,
 }
 
@@ -110,13 +128,14 @@ struct Room {
     /// Why no event is taken.
     closed: Option<(AppendError, Health)>,
     pressure: bool,
+    urgent: bool,
 }
 
 /// One transaction's worth of work.
 #[derive(Default)]
 struct Group {
     appends: Vec<Append>,
-    progress: Vec<(Arc<Progress>, oneshot::Sender<Result<(), AppendError>>)>,
+    progress: Vec<(Arc<Progress>, ProgressReply)>,
     bytes: usize,
 }
 
@@ -228,11 +247,16 @@ impl Writer {
             None => file::lock(path)?,
         };
         let now = clock::now();
-        let opened = match file::open(path, &lock, now) {
+        let size_max = self.options.config.size_max;
+        let opened = match self.corrupt.take() {
+            Some(why) => Err(OpenError::Unreadable(why)),
+            None => file::open(path, size_max, &lock, now),
+        };
+        let opened = match opened {
             Err(OpenError::Unreadable(why)) => match file::set_aside(path, now) {
                 Ok(aside) => {
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
-                    file::open(path, &lock, now)
+                    file::open(path, size_max, &lock, now)
                 }
                 Err(error) => Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display()))),
             },
@@ -240,9 +264,14 @@ impl Writer {
         };
         self.lock = Some(lock);
         let db = opened?;
-        let disk = |error: rusqlite::Error| OpenError::Disk(format!("{}: {error}", path.display()));
-        prove(&db).map_err(disk)?;
-        let database = Database::load(db, &self.options, &self.shared, self.sequence_min, now).map_err(disk)?;
+        let database =
+            prove(&db).and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
+        let database = database.map_err(|error| {
+            if is_corrupt(&error) {
+                self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
+            }
+            OpenError::Disk(format!("{}: {error}", path.display()))
+        })?;
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
         Ok(database)
     }
@@ -253,6 +282,9 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
+        if is_corrupt(error) {
+            self.corrupt = Some(text.clone());
+        }
         self.shared.health.send_replace(Health::Failing(text));
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
@@ -262,13 +294,22 @@ impl Writer {
     }
 }
 
+/// The file's content is wrong, which no waiting mends.
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
 /// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again.
 fn prove(db: &Connection) -> rusqlite::Result<()> {
     db.execute("UPDATE meta SET value = value WHERE name = 'sequence_floor'", [])?;
     let (busy, log, done): (i64, i64, i64) =
         db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if busy != 0 {
-        warn!(journal.log_pages = log, journal.checkpointed_pages = done, "a reader kept the journal's log from being checkpointed whole");
+        warn!(
+            journal.log_pages = log,
+            journal.checkpointed_pages = done,
+            "a reader kept the journal's log from being checkpointed whole"
+        );
     }
     Ok(())
 }
@@ -278,11 +319,25 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
 struct Written {
     receipts: Vec<Receipt>,
     accepted: usize,
+    /// Which appends of the group `events.discard` names.
+    discarded: Vec<usize>,
+    /// Which progress of the group is of this file and of an output that it has.
+    known: Vec<bool>,
+    /// Account and name of events that an order brought.
+    imported: Vec<(crate::config::AccountName, crate::normalize::EventName)>,
+    order: Option<orders::Step>,
 }
 
 impl Database {
-    fn load(db: Connection, options: &Options, shared: &Shared, sequence_min: u64, now: Timestamp) -> rusqlite::Result<Self> {
-        let highest = |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64);
+    fn load(
+        db: Connection,
+        options: &Options,
+        shared: &Shared,
+        sequence_min: u64,
+        now: Timestamp,
+    ) -> rusqlite::Result<Self> {
+        let highest =
+            |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64);
         let floor = highest("SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'sequence_floor'")?;
         let last = floor
             .max(highest("SELECT max(sequence) FROM events")?)
@@ -293,14 +348,20 @@ impl Database {
         db.execute_batch("COMMIT")?;
         let outputs = ledger::read(&db)?;
         let id: String = db.query_row("SELECT value FROM meta WHERE name = 'journal_id'", [], |row| row.get(0))?;
-        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = id.into();
+        let id: Arc<str> = id.into();
+        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&id);
         let mut accounts = db.prepare("SELECT name, last_accepted_at FROM accounts")?;
         let mut rows = accounts.query([])?;
         while let Some(row) = rows.next()? {
             let (name, at): (String, i64) = (row.get(0)?, row.get(1)?);
             // A series for an account that is no longer configured would say nothing.
             if shared.metrics.accounts.last_accepted.remove_label_values(&[&name]).is_ok() {
-                shared.metrics.accounts.last_accepted.with_label_values(&[&name]).set(Timestamp::from_micros(at).as_seconds_f64());
+                shared
+                    .metrics
+                    .accounts
+                    .last_accepted
+                    .with_label_values(&[&name])
+                    .set(Timestamp::from_micros(at).as_seconds_f64());
             }
         }
         drop(rows);
@@ -308,16 +369,20 @@ impl Database {
         let long_ago = Instant::now() - MEASURE_EVERY * 20;
         let database = Self {
             db,
+            id,
             seen: Seen::default(),
             retention: Retention::new(),
             outputs,
             last,
             floor,
-            kept: Kept { groups: Default::default() },
-            room: Room { measured_at: long_ago, closed: None, pressure: false },
+            // Whatever comes is behind this.
+            kept: Kept { groups: [(last, now)].into() },
+            room: Room { measured_at: long_ago, closed: None, pressure: false, urgent: false },
             expired_at: long_ago,
             seen_accounts_at: long_ago,
             accounts_dirty: Vec::new(),
+            orders_at: long_ago,
+            order_open: false,
             housekeeping_due: true,
         };
         database.show(shared);
@@ -331,16 +396,32 @@ impl Database {
             return Ok(written);
         }
         let now = clock::now();
+        let order = self.next_order()?;
+        let imported = order.as_ref().map(orders::Waiting::events).unwrap_or_default();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        self.append(group, options, &mut written, now)?;
+        self.append(group.appends.iter().map(|append| &append.event).chain(&imported), options, &mut written, now)?;
+        written.imported.extend(imported.into_iter().map(|event| (event.account, event.name)));
         for (progress, _) in &group.progress {
-            // One that was kept though its commit seemed to fail is not counted again.
-            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && row.progress < progress.number);
-            if let Some(row) = row {
+            // What an output did with the events of a file that was set aside meanwhile says nothing of this one's. One that was kept though its commit seemed to fail is not counted again.
+            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && progress.journal == self.id);
+            written.known.push(row.is_some());
+            if let Some(row) = row.filter(|row| row.progress < progress.number) {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
             }
         }
-        if !group.is_empty() {
+        let ordered = order.is_some();
+        if let Some(order) = order {
+            let rows = if group.appends.is_empty() { ORDER_ROWS_IDLE } else { ORDER_ROWS };
+            let step = orders::carry_out(&self.db, order, &mut self.outputs, self.last, rows, now)?;
+            if step.forgotten.is_some() {
+                // Its cursor may have been all that remembered how far the numbers went.
+                self.floor = self.last;
+                save_floor(&self.db, self.floor)?;
+            }
+            self.order_open = true; // Or another one follows.
+            written.order = Some(step);
+        }
+        if !group.is_empty() || ordered {
             for row in &self.outputs {
                 progress::save(&self.db, row)?;
             }
@@ -354,14 +435,32 @@ impl Database {
         Ok(written)
     }
 
-    fn append(&mut self, group: &Group, options: &Options, written: &mut Written, now: Timestamp) -> rusqlite::Result<()> {
-        if group.appends.is_empty() {
+    /// An order to carry out a step of, if it is time to look.
+    fn next_order(&mut self) -> rusqlite::Result<Option<orders::Waiting>> {
+        if !self.order_open && self.orders_at.elapsed() < ORDERS_EVERY {
+            return Ok(None);
+        }
+        self.orders_at = Instant::now();
+        let order = orders::next(&self.db, self.room.closed.is_none())?;
+        self.order_open = order.is_some();
+        Ok(order)
+    }
+
+    fn append<'a>(
+        &mut self,
+        events: impl Iterator<Item = &'a crate::normalize::Event>,
+        options: &Options,
+        written: &mut Written,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
+        let mut events = events.peekable();
+        if events.peek().is_none() {
             return Ok(());
         }
         let first = self.last + 1;
-        let (mut kept, mut discarded) = (0, 0);
+        let mut kept = 0;
         let mut insert = self.db.prepare_cached(row::INSERT)?;
-        for Append { event, .. } in &group.appends {
+        for (place, event) in events.enumerate() {
             // An import brings its own times, and is asked for on purpose.
             let new = event.replayed || self.seen.note(&self.db, event.signed_at, event.id)?;
             written.receipts.push(Receipt { id: event.id, duplicate: !new, _seal: () });
@@ -371,11 +470,14 @@ impl Database {
             self.last += 1;
             if options.discard.iter().any(|name| name == event.name.as_str()) {
                 discard(&self.db, self.last, event, now)?;
-                discarded += 1;
+                written.discarded.push(place);
                 self.floor = self.last;
             } else {
                 row::insert(&mut insert, self.last, event)?;
                 kept += 1;
+            }
+            if event.replayed {
+                continue; // Nobody was heard of.
             }
             match self.accounts_dirty.iter_mut().find(|(name, _)| *name == event.account) {
                 Some((_, at)) => *at = event.received_at,
@@ -384,6 +486,7 @@ impl Database {
         }
         drop(insert);
         self.seen.save(&self.db, first)?;
+        let discarded = written.discarded.len() as i64;
         if discarded > 0 {
             save_floor(&self.db, self.floor)?;
         }
@@ -404,10 +507,12 @@ impl Database {
         started: (Instant, Timestamp),
         now: Timestamp,
     ) -> rusqlite::Result<()> {
-        let rows = if group.appends.is_empty() {
-            RETENTION_ROWS_IDLE
-        } else {
-            (group.appends.len() * 2).clamp(*RETENTION_ROWS.start(), *RETENTION_ROWS.end())
+        let appends = group.appends.len();
+        let rows = match appends {
+            0 => RETENTION_ROWS_IDLE,
+            _ if self.room.urgent => RETENTION_ROWS_IDLE.max(appends * 2),
+            _ if self.room.pressure => RETENTION_ROWS.max(appends * 2),
+            _ => (appends * 2).clamp(RETENTION_ROWS_MIN, RETENTION_ROWS.max(appends + appends / 4)),
         };
         let limits = Limits {
             retention: options.config.retention,
@@ -416,13 +521,14 @@ impl Database {
             pressure: self.room.pressure,
             owed_from: ledger::owed_from(&self.outputs).unwrap_or(u64::MAX).min(self.last),
             rows,
+            outputs: self.outputs.len(),
         };
-        let (deleted, floor) = self.retention.step(&self.db, &limits, now)?;
-        if floor > self.floor {
-            self.floor = floor;
-            save_floor(&self.db, floor)?;
+        let step = self.retention.step(&self.db, &limits, now)?;
+        if step.floor > self.floor {
+            self.floor = step.floor;
+            save_floor(&self.db, step.floor)?;
         }
-        let mut more = deleted >= rows / 2;
+        let mut more = step.more;
         if self.expired_at.elapsed() >= Duration::from_secs(1) {
             // A clock that jumps ahead must not make us forget requests that may come again once it is set right, so time passes here at
             // most as fast as it really does.
@@ -435,13 +541,14 @@ impl Database {
             }
         }
         if !self.accounts_dirty.is_empty() && self.seen_accounts_at.elapsed() >= Duration::from_secs(1) {
-            let mut upsert = self.db.prepare_cached("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, ?)")?;
+            let mut upsert =
+                self.db.prepare_cached("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, ?)")?;
             for (name, at) in self.accounts_dirty.drain(..) {
                 upsert.execute(params![name.as_str(), at.as_micros()])?;
             }
             self.seen_accounts_at = Instant::now();
         }
-        self.housekeeping_due = more || !self.accounts_dirty.is_empty();
+        self.housekeeping_due = more || self.order_open;
         Ok(())
     }
 
@@ -451,7 +558,8 @@ impl Database {
             return;
         }
         self.room.measured_at = Instant::now();
-        let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0).max(0) as u64;
+        let pragma =
+            |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap_or(0).max(0) as u64;
         let pages = pragma("page_count").saturating_sub(pragma("freelist_count"));
         let log = std::fs::metadata(file::with_suffix(&shared.path, "-wal")).map_or(0, |file| file.len());
         let bytes = pages * pragma("page_size") + log;
@@ -466,10 +574,12 @@ impl Database {
         let part = bytes as f64 / config.size_max as f64;
         let free = free.unwrap_or(u64::MAX);
         // Once closed, some room must have come back before it opens again.
-        let free_needed = if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
+        let free_needed =
+            if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
         let part_allowed = if closed == Some(AppendError::Full) { RESUME_AT } else { 1.0 };
         let now_closed = if free < free_needed {
-            let text = format!("{} MiB are free on its disk, journal.free_min is {} MiB", free >> 20, config.free_min >> 20);
+            let text =
+                format!("{} MiB are free on its disk, journal.free_min is {} MiB", free >> 20, config.free_min >> 20);
             Some((AppendError::Disk, Health::Failing(text)))
         } else if part >= part_allowed {
             Some((AppendError::Full, Health::Full))
@@ -480,6 +590,7 @@ impl Database {
             self.housekeeping_due = true;
         }
         self.room.pressure = part >= PRESSURE_AT;
+        self.room.urgent = part >= URGENT_AT;
         match (&closed, &now_closed) {
             (None, Some((_, Health::Failing(text)))) => error!("the journal refuses events with 503: {text}"),
             (None, Some(_)) => error!(
@@ -489,7 +600,7 @@ impl Database {
             (Some(_), None) => info!("the journal takes events again"),
             _ => {}
         }
-        if closed.is_some() != now_closed.is_some() {
+        if closed != now_closed.as_ref().map(|(error, _)| *error) {
             shared.health.send_replace(now_closed.as_ref().map_or(Health::Ready, |(_, health)| health.clone()));
         }
         self.room.closed = now_closed;
@@ -527,37 +638,79 @@ fn discard(db: &Connection, sequence: u64, event: &crate::normalize::Event, now:
 /// After the commit: readers first, so that publishing begins while the answers go out.
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
+    let metrics = &shared.metrics;
+    for (account, name) in &written.imported {
+        metrics.accounts.accepted.with_label_values(&[account.as_str(), name.as_str()]).inc();
+    }
+    if let Some(step) = written.order {
+        tell(shared, step);
+    }
     if written.accepted > 0 {
-        let metrics = &shared.metrics;
         shared.committed.send_replace(db.last);
         metrics.journal.commit_duration.observe(took.as_secs_f64());
         metrics.journal.commit_events.observe(written.accepted as f64);
     }
-    count(&shared.metrics, &group.appends, &written.receipts);
+    count(metrics, &group.appends, &written.receipts, &written.discarded);
     for (append, receipt) in group.appends.into_iter().zip(written.receipts) {
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }
-    for (_, reply) in group.progress {
-        let _ = reply.send(Ok(()));
+    for ((_, reply), known) in group.progress.into_iter().zip(written.known) {
+        // What was said of another file must not be taken for kept.
+        let _ = reply.send(if known { Ok(()) } else { Err(AppendError::Disk) });
+    }
+}
+
+/// After the commit: what an order changed, for those that have things in memory, and for the log.
+fn tell(shared: &Shared, step: orders::Step) {
+    let mut listening = shared.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+    for (output, sequence) in step.given_up {
+        if let Some(list) = listening.get_mut(&output) {
+            list.push(sequence);
+        }
+    }
+    drop(listening);
+    if let Some(output) = step.forgotten {
+        shared.metrics.publish.forget(&output);
+    }
+    match step.finished {
+        Some((command, orders::Progress { problem: Some(problem), .. })) => {
+            warn!("an order, `journal {command}`, was not carried out: {problem}");
+        }
+        Some((command, progress)) => {
+            info!(
+                events = progress.events,
+                "an order, `journal {command}`, was carried out: {} events", progress.events
+            );
+        }
+        None => {}
     }
 }
 
 /// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
-fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt]) {
-    let mut kinds: Vec<(&AccountName, &EventName, u64)> = Vec::new();
+fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize]) {
+    let mut kinds: Vec<(&AccountName, &EventName, bool, u64)> = Vec::new();
     let mut heard: Vec<(&AccountName, Timestamp)> = Vec::new();
-    for (Append { event, .. }, _) in appends.iter().zip(receipts).filter(|(_, receipt)| !receipt.duplicate) {
-        match kinds.iter_mut().find(|(account, name, _)| **name == event.name && **account == event.account) {
-            Some((.., count)) => *count += 1,
-            None => kinds.push((&event.account, &event.name, 1)),
+    let mut discarded = discarded.iter().peekable();
+    for (place, (Append { event, .. }, receipt)) in appends.iter().zip(receipts).enumerate() {
+        if receipt.duplicate {
+            continue;
+        }
+        let is_discarded = discarded.next_if_eq(&&place).is_some();
+        let is_kind = |kind: &(&AccountName, &EventName, bool, u64)| {
+            *kind.1 == event.name && *kind.0 == event.account && kind.2 == is_discarded
+        };
+        match kinds.iter().position(is_kind) {
+            Some(kind) => kinds[kind].3 += 1,
+            None => kinds.push((&event.account, &event.name, is_discarded, 1)),
         }
         match heard.iter_mut().find(|(account, _)| **account == event.account) {
             Some((_, at)) => *at = event.received_at,
             None => heard.push((&event.account, event.received_at)),
         }
     }
-    for (account, name, count) in kinds {
-        metrics.accounts.accepted.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
+    for (account, name, is_discarded, count) in kinds {
+        let counter = if is_discarded { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
+        counter.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
     }
     for (account, at) in heard {
         metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).set(at.as_seconds_f64());

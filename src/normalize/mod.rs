@@ -39,6 +39,11 @@ pub fn undecoded(verified: Verified) -> Event {
     )
 }
 
+/// Whether a body is JSON that a consumer's parser can take, as [`normalize`] finds it.
+pub fn content_of(body: &[u8]) -> Content {
+    json::read(body).0
+}
+
 /// What is read out of a body.
 struct Derived {
     name: EventName,

@@ -1,7 +1,7 @@
 //! What an output has to tell the journal: gathered here, handed over about every second or every few hundred events, and again if the
 //! journal could not keep it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,11 @@ pub(super) struct Books {
     saved_cursor: u64,
     saved_at: Instant,
     saving: Option<Saving>,
+    /// Settled events that the cursor has not passed yet. They are told together with a cursor that has: after a crash everything behind
+    /// the cursor is sent again, and what was counted before would be counted twice.
+    beyond: BTreeMap<u64, Settlement>,
+    /// Events settled or tried in vain of which the journal does not know yet: it still shows the rows that they had.
+    unkept: HashSet<u64>,
     /// Parked events that are on their way again.
     again: HashSet<u64>,
 }
@@ -50,20 +55,45 @@ struct Saving {
 }
 
 impl Books {
-    pub fn new(row: &OutputRow, now: Instant) -> Self {
+    pub fn new(journal: Arc<str>, row: &OutputRow, now: Instant) -> Self {
         Self {
-            next: Progress { output: row.number, number: row.progress + 1, ..Progress::default() },
+            next: Progress::new(journal, row.number, row.progress + 1),
             kept: row.progress,
             saved_cursor: row.cursor,
             saved_at: now,
             saving: None,
+            beyond: BTreeMap::new(),
+            unkept: HashSet::new(),
             again: HashSet::new(),
+        }
+    }
+
+    /// This event needs no more sending, whatever row of it the journal still shows.
+    pub fn is_settled(&self, sequence: u64) -> bool {
+        self.unkept.contains(&sequence)
+    }
+
+    /// Events wait here for the cursor to pass them.
+    pub fn awaits_cursor(&self) -> bool {
+        !self.beyond.is_empty()
+    }
+
+    /// What the cursor has passed may be told now.
+    pub fn passed(&mut self, cursor: u64) {
+        if self.beyond.first_key_value().is_some_and(|(first, _)| *first <= cursor) {
+            let rest = self.beyond.split_off(&(cursor + 1));
+            self.next.settled.extend(std::mem::replace(&mut self.beyond, rest).into_values());
         }
     }
 
     /// The progress in which what is noted now will go.
     pub fn number(&self) -> u64 {
         self.next.number
+    }
+
+    /// The progress with which all that was noted so far is kept.
+    pub fn due(&self) -> u64 {
+        if self.next.is_empty() { self.next.number - 1 } else { self.next.number }
     }
 
     /// The last progress that the journal has.
@@ -75,7 +105,13 @@ impl Books {
     pub fn hold(&mut self, item: &mut Item, lane: &str, reason: Option<&'static str>) {
         item.row = true;
         let sequence = item.sequence();
-        self.next.held.push(Apart { sequence, lane: lane.to_owned(), reason, attempts: 0, next_at: Timestamp::default() });
+        self.next.held.push(Apart {
+            sequence,
+            lane: lane.to_owned(),
+            reason,
+            attempts: 0,
+            next_at: Timestamp::default(),
+        });
     }
 
     pub fn published(&mut self, item: Item, lane: &Arc<str>, place: Place, at: Timestamp) {
@@ -92,7 +128,7 @@ impl Books {
         if parked.is_some() {
             self.again.remove(&sequence);
         }
-        self.next.settled.push(Settlement {
+        self.note(Settlement {
             sequence,
             outcome,
             at,
@@ -109,9 +145,32 @@ impl Books {
         });
     }
 
+    fn note(&mut self, settlement: Settlement) {
+        self.unkept.insert(settlement.sequence);
+        self.beyond.insert(settlement.sequence, settlement);
+    }
+
+    /// Sent again by order. None of the ledger's, and the cursor has passed it long ago.
+    pub fn replayed(&mut self, stored: &Stored, lane: &str, outcome: Outcome) {
+        self.next.settled.push(Settlement {
+            sequence: stored.sequence,
+            outcome,
+            at: clock::now(),
+            lane: lane.into(),
+            was_parked: false,
+            has_row: true,
+            event: Some(About::of(stored)),
+        });
+    }
+
+    /// It was given up: nothing is on its way any more.
+    pub fn given_up(&mut self, sequence: u64) {
+        self.again.remove(&sequence);
+    }
+
     /// A row that does not hold what was written.
     pub fn corrupt(&mut self, sequence: u64, has_row: bool) {
-        self.next.settled.push(Settlement {
+        self.note(Settlement {
             sequence,
             outcome: Outcome::Parked { reason: "corrupt", detail: String::new(), next_at: NEVER },
             at: clock::now(),
@@ -122,14 +181,15 @@ impl Books {
         });
     }
 
-    /// False if this parked event is on its way already.
+    /// False if this parked event is on its way already, or the journal has yet to hear how its last way ended.
     pub fn begin_again(&mut self, sequence: u64) -> bool {
-        self.again.insert(sequence)
+        !self.is_settled(sequence) && self.again.insert(sequence)
     }
 
     /// A parked event failed again, or its lane cannot take it now.
     pub fn parked_again(&mut self, item: &Item) {
         self.again.remove(&item.sequence());
+        self.unkept.insert(item.sequence());
         let attempts = item.parked.unwrap_or(0) + 1;
         self.next.retried.push(Apart {
             sequence: item.sequence(),
@@ -140,6 +200,11 @@ impl Books {
         });
     }
 
+    /// A parked event whose row became corrupt is not tried again.
+    pub fn give_up(&mut self, sequence: u64, attempts: u32) {
+        self.next.retried.push(Apart { sequence, lane: String::new(), reason: None, attempts, next_at: NEVER });
+    }
+
     pub fn rename(&mut self, sequence: u64, lane: &str) {
         self.next.renamed.push((sequence, lane.to_owned()));
     }
@@ -148,13 +213,15 @@ impl Books {
         self.next.routes = Some(routes.to_owned());
     }
 
-    /// Whether more may be sent: what is settled and not yet kept is bounded.
+    /// Whether more may be sent or given rows: what is not yet kept is bounded, and so is the work of one commit, which requests wait for.
+    /// What waits for the cursor is bounded by the window.
     pub fn has_room(&self) -> bool {
         let saving = self.saving.as_ref().map_or(0, |saving| saving.progress.settled.len());
-        self.next.settled.len() + saving < UNSAVED_MAX
+        self.next.settled.len() + saving < UNSAVED_MAX && self.next.held.len() < UNSAVED_MAX
     }
 
     pub fn save_if_due(&mut self, journal: &Journal, cursor: u64, now: Instant) {
+        self.passed(cursor);
         match &mut self.saving {
             Some(saving) if saving.done.is_none() && now >= saving.again_at => {
                 saving.done = Some(journal.record(Arc::clone(&saving.progress)));
@@ -171,7 +238,7 @@ impl Books {
     }
 
     fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
-        let following = Progress { output: self.next.output, number: self.next.number + 1, ..Progress::default() };
+        let following = Progress::new(Arc::clone(&self.next.journal), self.next.output, self.next.number + 1);
         let mut progress = std::mem::replace(&mut self.next, following);
         progress.cursor = cursor;
         self.saved_cursor = cursor;
@@ -193,9 +260,14 @@ impl Books {
                 saving.again_at = Instant::now() + SAVE_AGAIN;
                 Saved::Failed
             }
-            _ => {
+            (_, saving) => {
+                if let Some(Saving { progress, .. }) = saving.take() {
+                    let settled = progress.settled.iter().map(|settlement| settlement.sequence);
+                    for sequence in settled.chain(progress.retried.iter().map(|apart| apart.sequence)) {
+                        self.unkept.remove(&sequence);
+                    }
+                }
                 self.kept = self.next.number - 1;
-                self.saving = None;
                 Saved::Kept
             }
         }
@@ -206,6 +278,7 @@ impl Books {
     /// # Errors
     /// The journal did not keep it; it is still here.
     pub async fn save_now(&mut self, journal: &Journal, cursor: u64) -> Result<(), String> {
+        self.passed(cursor);
         for _ in 0..2 {
             if let Some(saving) = &mut self.saving
                 && saving.done.is_none()

@@ -45,6 +45,10 @@ impl InFlight {
         Some(item)
     }
 
+    pub fn contains(&self, sequence: u64) -> bool {
+        self.slots.binary_search_by_key(&sequence, |slot| slot.0).is_ok_and(|place| self.slots[place].1.is_some())
+    }
+
     pub fn oldest(&self) -> Option<&Item> {
         self.slots.front().and_then(|(_, item)| item.as_ref())
     }

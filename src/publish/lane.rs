@@ -4,7 +4,7 @@
 //! oldest goes first again. A lane opens with one record, and goes on only when that is confirmed: what is wrong with a topic shows on the first.
 //! Pure: time and reports are arguments, sending is the caller's.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -249,10 +249,12 @@ impl Lane {
         exponential / 2 + exponential.mul_f64(fastrand::f64() / 2.0)
     }
 
-    /// When something may be sent that may not be now.
+    /// When something may be sent that may not be now. While a probe is under way, it is a report that is waited for.
     pub fn wakes_at(&self) -> Option<Instant> {
         match self.mode {
-            Mode::Waiting(until) | Mode::Held(_, until) if self.len() > 0 || self.rows => Some(until),
+            Mode::Waiting(until) | Mode::Held(_, until) if self.open.is_empty() && (self.len() > 0 || self.rows) => {
+                Some(until)
+            }
             _ => None,
         }
     }
@@ -322,6 +324,28 @@ impl Lane {
     /// Items in flight that have no row yet.
     pub fn open_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
         self.open.iter_mut().filter(|item| !item.row && item.parked.is_none())
+    }
+
+    /// Takes out those that were given up, as far as they are not in flight.
+    pub fn give_up(&mut self, given_up: &HashSet<u64>) -> Vec<Item> {
+        let mut out: Vec<Item> = self.failed.extract_if(.., |item| given_up.contains(&item.sequence())).collect();
+        let (gone, rest): (Vec<Item>, Vec<Item>) =
+            self.queue.drain(..).partition(|item| given_up.contains(&item.sequence()));
+        self.queue = rest.into();
+        self.queue_bytes -= gone.iter().map(|item| item.bytes).sum::<usize>();
+        out.extend(gone);
+        out
+    }
+
+    /// Whether this event is in flight.
+    pub fn is_open(&self, sequence: u64) -> bool {
+        self.open.contains(sequence)
+    }
+
+    /// All in memory that have no row yet.
+    pub fn all_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
+        let all = self.open.iter_mut().chain(&mut self.failed).chain(&mut self.queue);
+        all.filter(|item| !item.row && item.parked.is_none())
     }
 }
 

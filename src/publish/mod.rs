@@ -16,13 +16,16 @@ pub mod kafka;
 mod lane;
 mod output;
 mod publisher;
+mod status;
 pub mod rabbitmq;
+mod replay;
 pub mod routes;
 mod series;
 pub mod topology;
 mod window;
 
 pub use publisher::{ConsoleWriter, Publisher};
+pub use status::{HeldTopic, OutputStatus, Outputs};
 
 /// One event as it goes to a broker.
 #[derive(Debug)]
@@ -50,19 +53,31 @@ pub struct Record {
 /// What a sink says. Each record that was sent gets exactly one `Delivered` or `Failed`, in whatever order.
 #[derive(Debug)]
 pub enum Report {
-    Delivered { sequence: u64, place: Place },
-    Failed { sequence: u64, error: PublishError },
+    Delivered {
+        sequence: u64,
+        place: Place,
+    },
+    Failed {
+        sequence: u64,
+        error: PublishError,
+    },
     /// The broker answers; records may be sent. A sink begins as not connected.
     Connected,
     /// The broker is away. `detail` is one line for the log and the status page, without any content of events or secrets. A sink that says so
     /// has failed, or will fail, all its open records itself, or keeps trying them (Kafka); the output sends no more until `Connected`.
-    Lost { reason: PublishError, detail: String },
+    Lost {
+        reason: PublishError,
+        detail: String,
+    },
 }
 
 /// Where a record lies now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    Kafka { partition: i32, offset: i64 },
+    Kafka {
+        partition: i32,
+        offset: i64,
+    },
     /// RabbitMQ's confirm, or the console's write.
     Confirmed,
 }
@@ -150,7 +165,7 @@ pub trait Sink: Send {
 }
 
 /// What an operator does about a held topic, for the log.
-fn mend(reason: &str) -> &'static str {
+pub(crate) fn mend(reason: &str) -> &'static str {
     match reason {
         "topic_missing" => "the broker has no such topic or exchange; make it (`sipsim-relay topics --create --yes`)",
         "forbidden" => "the broker does not let us write to it; grant the right",

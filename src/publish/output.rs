@@ -1,6 +1,6 @@
 //! One output: reads the journal in order, hands events to their lanes, lanes' records to the sink, and what came of them back to the journal.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::books::Books;
 use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
-use super::books::Books;
+use super::replay::Replays;
 use super::routes::Router;
 use super::series::Series;
 use super::window::Window;
-use super::{Place, PublishError, Report, Sink};
-use crate::admin::{HeldTopic, Outputs};
+use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
 use crate::clock;
 use crate::config::OutputName;
 use crate::journal::{Journal, OutputRow, Read, Reader};
@@ -41,6 +41,8 @@ const READ_AGAIN: Duration = Duration::from_millis(500);
 pub(super) enum Ended {
     /// Told to; everything that could be is published, or the time was up.
     Stopped,
+    /// The sink has ended by a fault of its own; what was open is sent again.
+    SinkEnded,
     /// The journal's file is another one now: nothing that is in memory means anything in it.
     JournalReplaced,
 }
@@ -61,31 +63,38 @@ pub(super) struct Parts {
 }
 
 pub(super) struct Output {
-    name: OutputName,
-    number: u32,
+    pub(super) name: OutputName,
+    pub(super) number: u32,
     row: OutputRow,
-    sink: Box<dyn Sink>,
+    pub(super) sink: Box<dyn Sink>,
     reports: UnboundedReceiver<Report>,
-    journal: Journal,
+    pub(super) journal: Journal,
     journal_id: Arc<str>,
-    reader: Reader,
-    encoder: Encoder,
-    router: Router,
-    metrics: Arc<Metrics>,
+    pub(super) reader: Reader,
+    pub(super) encoder: Encoder,
+    pub(super) router: Router,
+    pub(super) metrics: Arc<Metrics>,
     series: Series,
     status: Outputs,
-    stop: watch::Receiver<Option<Instant>>,
-    connected: bool,
-    lanes: Vec<Lane>,
+    pub(super) stop: watch::Receiver<Option<Instant>>,
+    pub(super) connected: bool,
+    pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
-    open: HashMap<u64, usize>,
-    in_memory: usize,
-    bytes_in_memory: usize,
-    window: Window,
+    pub(super) open: HashMap<u64, usize>,
+    pub(super) in_memory: usize,
+    pub(super) bytes_in_memory: usize,
+    pub(super) window: Window,
     read_through: u64,
     /// Read, and not yet given to a lane.
-    ahead: VecDeque<Read>,
-    books: Books,
+    pub(super) ahead: VecDeque<Read>,
+    /// The last event that was given to a lane. Rows behind it are a crash's, and wait until their turn comes.
+    walked_through: u64,
+    /// Events behind the cursor that the last process gave a row.
+    rows_beyond: HashSet<u64>,
+    pub(super) books: Books,
+    /// Given up by order: behind the reading, ahead, or in flight.
+    pub(super) given_up: HashSet<u64>,
+    pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
 }
@@ -106,7 +115,11 @@ impl Output {
             window: Window::new(row.cursor),
             read_through: row.cursor,
             ahead: VecDeque::new(),
-            books: Books::new(&row, now),
+            walked_through: row.cursor,
+            rows_beyond: HashSet::new(),
+            books: Books::new(journal.id(), &row, now),
+            given_up: HashSet::new(),
+            replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
             series: Series::new(&name, &metrics),
@@ -127,7 +140,10 @@ impl Output {
     pub async fn run(mut self) -> Ended {
         let mut committed = self.journal.committed();
         let mut stop = self.stop.clone();
-        self.name_lanes_anew().await;
+        self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
+        if !self.name_lanes_anew().await {
+            return Ended::Stopped;
+        }
         loop {
             let now = Instant::now();
             if *self.journal.id() != *self.journal_id {
@@ -136,6 +152,7 @@ impl Output {
             while let Ok(report) = self.reports.try_recv() {
                 self.report(report, now);
             }
+            self.books.passed(self.window.cursor());
             self.look(now);
             committed.mark_unchanged();
             let worked = self.connected && self.advance(now);
@@ -144,6 +161,7 @@ impl Output {
             if let Some(deadline) = deadline
                 && (now >= deadline || self.is_done(now, *committed.borrow()))
             {
+                self.let_the_cursor_pass();
                 // What is not kept is sent again by the next start.
                 let _ = self.books.save_now(&self.journal, self.window.cursor()).await;
                 return Ended::Stopped;
@@ -154,7 +172,10 @@ impl Output {
             }
             let wake_at = self.wake_at(now, deadline);
             tokio::select! {
-                Some(report) = self.reports.recv() => self.report(report, Instant::now()),
+                report = self.reports.recv() => match report {
+                    Some(report) => self.report(report, Instant::now()),
+                    None => return Ended::SinkEnded,
+                },
                 Ok(()) = committed.changed(), if self.connected && self.ahead.is_empty() => {}
                 _ = self.books.saved() => {} // A failure is the journal's to tell; the same goes again in a second.
                 Ok(()) = stop.changed() => {}
@@ -181,6 +202,7 @@ impl Output {
         for lane in 0..self.lanes.len() {
             worked |= self.send(lane, now);
         }
+        worked |= self.replay(now);
         worked
     }
 
@@ -194,16 +216,21 @@ impl Output {
             return Ok(false);
         }
         let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
-        let reads = self.reader.events(after, through, READ_EVENTS, READ_BYTES)?;
+        // Read before the events: so whatever it counts is among them.
+        let committed = *self.journal.committed().borrow();
+        let reads = self.reader.events(after, through, READ_EVENTS.min(EVENTS_MAX - self.window.len()), READ_BYTES)?;
         if reads.is_empty() {
             // A closed span that is read to its end leads to the next one.
             if self.row.spans.iter().any(|span| span.through == Some(through)) {
                 self.read_through = through;
                 return Ok(true);
             }
+            // Numbers whose events were discarded, or never kept: nothing of them is owed.
+            self.read_through = self.read_through.max(committed);
             return Ok(false);
         }
         self.read_through = reads.last().map_or(after, Read::sequence);
+        self.given_up.extend(self.reader.given_up(self.number, after, self.read_through)?);
         self.ahead.extend(reads);
         Ok(true)
     }
@@ -213,7 +240,16 @@ impl Output {
         let mut worked = false;
         while let Some(read) = self.ahead.front() {
             let sequence = read.sequence();
+            if self.given_up.remove(&sequence) {
+                self.walked_through = sequence;
+                self.window.read(sequence);
+                self.window.pass(sequence);
+                self.ahead.pop_front();
+                worked = true;
+                continue;
+            }
             let Read::Event(stored) = read else {
+                self.walked_through = sequence;
                 self.window.read(sequence);
                 self.window.pass(sequence);
                 self.books.corrupt(sequence, false);
@@ -225,11 +261,19 @@ impl Output {
             let topic = self.router.route(&stored.event.account, &stored.event.name);
             let lane = self.lane(&topic, now);
             let lane = &mut self.lanes[lane];
-            let to_rows = lane.rows || lane.is_stuck(now) || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
+            let to_rows = lane.rows
+                || self.rows_beyond.contains(&sequence)
+                || lane.is_stuck(now)
+                || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
             if !to_rows && (!lane.has_room() || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX) {
                 break;
             }
+            if to_rows && !self.books.has_room() {
+                break;
+            }
             worked = true;
+            self.rows_beyond.remove(&sequence);
+            self.walked_through = sequence;
             self.window.read(sequence);
             let Some(Read::Event(stored)) = self.ahead.pop_front() else { break };
             let mut item = Item::new(stored, false, None);
@@ -251,16 +295,24 @@ impl Output {
     fn read_rows(&mut self, now: Instant) -> rusqlite::Result<bool> {
         let mut worked = false;
         for lane in &mut self.lanes {
-            if !lane.wants_rows(now, self.books.kept()) || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX {
+            if !lane.wants_rows(now, self.books.kept())
+                || self.in_memory >= EVENTS_MAX
+                || self.bytes_in_memory >= BYTES_MAX
+            {
                 continue;
             }
             let wanted = lane.rows_wanted();
-            let reads = self.reader.held(self.number, &lane.topic, lane.taken_through, wanted, READ_BYTES)?;
+            let span = (lane.taken_through, self.walked_through);
+            let reads = self.reader.held(self.number, &lane.topic, span, wanted, READ_BYTES)?;
             if reads.is_empty() && lane.rows_in <= self.books.kept() {
                 lane.rows = false;
             }
             for read in reads {
                 worked = true;
+                if self.books.is_settled(read.sequence()) {
+                    lane.taken_through = read.sequence(); // The journal has yet to hear of it.
+                    continue;
+                }
                 match read {
                     Read::Event(stored) => {
                         let item = Item::new(stored, true, None);
@@ -287,7 +339,8 @@ impl Output {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
             // Pure work on one event: what is wrong with it must not stop the others.
-            let record = catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
+            let record =
+                catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
             worked = true;
             self.open.insert(sequence, lane);
             match record {
@@ -328,6 +381,9 @@ impl Output {
     }
 
     fn delivered(&mut self, sequence: u64, place: Place, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Ok(place), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         let lane = &mut self.lanes[lane];
         let Some(item) = lane.delivered(sequence, now) else { return };
@@ -345,6 +401,9 @@ impl Output {
     }
 
     fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) {
+        if self.replays.is_open(sequence) {
+            return self.replay_ended(sequence, Err(error), now);
+        }
         let Some(lane) = self.open.remove(&sequence) else { return };
         self.count_failure(&error);
         if let PublishError::Unknown(code) | PublishError::Suspect(code) = &error {
@@ -380,7 +439,7 @@ impl Output {
         self.books.park(item, &lane.topic, reason, detail);
     }
 
-    fn count_failure(&self, error: &PublishError) {
+    pub(super) fn count_failure(&self, error: &PublishError) {
         if *error != PublishError::Withdrawn {
             self.metrics.publish.failures.with_label_values(&[self.name.as_str(), error.reason()]).inc();
         }
@@ -399,9 +458,10 @@ impl Output {
             self.bytes_in_memory -= item.bytes;
             if !item.row {
                 self.books.hold(&mut item, &lane.topic, reason);
-                lane.await_rows(self.books.number());
                 self.window.pass(item.sequence());
             }
+            // Also one that has a row already: the journal may not have heard of it yet.
+            lane.await_rows(self.books.due());
         }
         for item in parked {
             self.in_memory -= 1;
@@ -422,6 +482,7 @@ impl Output {
             return;
         }
         self.looked_at = now;
+        self.give_up();
         for lane in 0..self.lanes.len() {
             if self.connected {
                 self.unload_if_stuck(lane, now);
@@ -452,13 +513,14 @@ impl Output {
         });
     }
 
-    /// Events long in flight get a row each when the window is at its end, so that a crash repeats no more than a window.
+    /// Events long in flight get a row each when others wait for the cursor to pass them, so that the journal hears of those, and a crash
+    /// repeats no more than a window.
     fn slide_past_old_ones(&mut self, now: Instant) {
-        if self.window.len() < EVENTS_MAX {
+        if self.window.len() < EVENTS_MAX && !self.books.awaits_cursor() {
             return;
         }
         for lane in &mut self.lanes {
-            if !lane.is_silent(now, SILENT_AFTER) {
+            if self.connected && !lane.is_silent(now, SILENT_AFTER) {
                 continue;
             }
             let topic = Arc::clone(&lane.topic);
@@ -469,10 +531,28 @@ impl Output {
         }
     }
 
+    /// At an orderly end: what is confirmed is not to be sent again because something before it is not. That gets rows.
+    fn let_the_cursor_pass(&mut self) {
+        self.books.passed(self.window.cursor());
+        if !self.books.awaits_cursor() {
+            return;
+        }
+        for lane in &mut self.lanes {
+            let topic = Arc::clone(&lane.topic);
+            for item in lane.all_without_row() {
+                self.books.hold(item, &topic, None);
+                self.window.pass(item.sequence());
+            }
+        }
+    }
+
     fn take_up_parked(&mut self, now: Instant) {
         let Ok(due) = self.reader.parked_due(self.number, clock::now(), PARKED_AT_A_TIME) else { return };
         for row in due {
-            let Read::Event(stored) = row.read else { continue };
+            let Read::Event(stored) = row.read else {
+                self.books.give_up(row.read.sequence(), row.attempts);
+                continue;
+            };
             if !self.books.begin_again(stored.sequence) {
                 continue; // On its way already.
             }
@@ -500,17 +580,17 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each.
-    async fn name_lanes_anew(&mut self) {
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
             match self.try_name_lanes(&routes).await {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
                     if self.stop.borrow().is_some() {
-                        return;
+                        return false;
                     }
                 }
             }
@@ -538,6 +618,8 @@ impl Output {
             self.books.save_now(&self.journal, self.window.cursor()).await?;
             self.row.routes = routes.to_owned();
         }
+        self.rows_beyond =
+            self.reader.held_behind(self.number, self.window.cursor()).map_err(text)?.into_iter().collect();
         for topic in self.reader.held_lanes(self.number).map_err(text)? {
             let lane = self.lane(&topic.into(), Instant::now());
             self.lanes[lane].rows = true;
@@ -548,22 +630,36 @@ impl Output {
     /// All is published that can be without an operator.
     fn is_done(&self, now: Instant, committed: u64) -> bool {
         let owed = self.row.owed_after(self.read_through).is_some_and(|(after, _)| after < committed);
-        self.ahead.is_empty() && !owed && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
+        self.replays.is_idle()
+            && self.ahead.is_empty()
+            && !owed
+            && self.lanes.iter().all(|lane| lane.is_idle() || lane.is_stuck(now))
     }
 
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
-        let lanes = self.lanes.iter().filter_map(Lane::wakes_at);
+        let lanes = self.lanes.iter().filter(|_| self.connected).filter_map(Lane::wakes_at);
         let look = self.looked_at + LOOK_EVERY;
         let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.
-        all.min().unwrap_or(look).max(now + Duration::from_millis(1))
+        all.min().unwrap_or(look).max(now + Duration::from_millis(10))
+    }
+}
+
+/// What was shown of its topics ends with it; another one begins anew.
+impl Drop for Output {
+    fn drop(&mut self) {
+        for lane in &self.lanes {
+            if let Some(reason) = lane.shown {
+                let _ = self.metrics.publish.held.remove_label_values(&[self.name.as_str(), &lane.topic, reason]);
+            }
+        }
     }
 }
 
 fn show_held(metrics: &Metrics, output: &OutputName, lane: &mut Lane, held: Option<&'static str>) {
     let topic = Arc::clone(&lane.topic);
     if let Some(was) = lane.shown {
-        let _ = metrics.publish.held.remove_label_values(&[output.as_str(), &topic, was]); // It was set below.
+        metrics.publish.held.with_label_values(&[output.as_str(), &topic, was]).set(0);
     }
     match held {
         Some(reason) => {

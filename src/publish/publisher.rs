@@ -16,8 +16,7 @@ use super::kafka::Kafka;
 use super::output::{Ended, Output, Parts};
 use super::rabbitmq::RabbitMq;
 use super::routes::Router;
-use super::{Reports, Sink};
-use crate::admin::Outputs;
+use super::{Outputs, Reports, Sink};
 use crate::config::{self, Config, Mode, OutputKind, Routes};
 use crate::journal::{Journal, OutputRow};
 use crate::metrics::Metrics;
@@ -66,7 +65,9 @@ impl Publisher {
                 stop: stopped.clone(),
             };
             // Linux shows 15 characters of it.
-            threads.push(std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || one.keep_running())?);
+            threads.push(
+                std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || one.keep_running())?,
+            );
         }
         Ok(Self { stop, threads })
     }
@@ -97,12 +98,19 @@ impl One {
         loop {
             match catch_unwind(AssertUnwindSafe(|| self.run())) {
                 Ok(Ok(Ended::Stopped)) => return,
-                Ok(Ok(Ended::JournalReplaced)) => info!(output = %self.output.name, "the journal is a new file; the output begins anew"),
+                Ok(Ok(Ended::SinkEnded)) => {
+                    error!(output = %self.output.name, "the client of the broker ended by a fault; the output begins anew");
+                }
+                Ok(Ok(Ended::JournalReplaced)) => {
+                    info!(output = %self.output.name, "the journal is a new file; the output begins anew")
+                }
                 Ok(Err(problem)) => {
                     error!(output = %self.output.name, "the output cannot begin: {problem}");
                     self.status.update(&self.output.name, |status| status.last_error = Some(problem));
                 }
-                Err(_) => error!(output = %self.output.name, "the output panicked and begins anew; nothing is lost, some may be sent twice"),
+                Err(_) => {
+                    error!(output = %self.output.name, "the output panicked and begins anew; nothing is lost, some may be sent twice")
+                }
             }
             self.metrics.publish.up.with_label_values(&[self.output.name.as_str()]).set(0);
             self.status.update(&self.output.name, |status| status.up = false);
@@ -125,7 +133,8 @@ impl One {
     }
 
     fn run(&self) -> Result<Ended, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
         runtime.block_on(async {
             let Some(row) = self.row().await else { return Ok(Ended::Stopped) };
             let (reports, inbox) = unbounded_channel();
@@ -173,7 +182,9 @@ impl One {
     fn sink(&self, reports: Reports) -> Result<(Box<dyn Sink>, Routes, Mode), String> {
         let name = self.output.name.clone();
         Ok(match &self.output.kind {
-            OutputKind::Kafka(kafka) => (Box::new(Kafka::new(name, kafka.clone(), reports)?), kafka.topics.clone(), kafka.mode),
+            OutputKind::Kafka(kafka) => {
+                (Box::new(Kafka::new(name, kafka.clone(), reports)?), kafka.topics.clone(), kafka.mode)
+            }
             OutputKind::RabbitMq(rabbit) => {
                 (Box::new(RabbitMq::new(name, rabbit.clone(), reports)), rabbit.routing_keys.clone(), Mode::Structured)
             }

@@ -22,7 +22,7 @@ use lapin::{Channel, Connection, Event};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Place, PublishError, Record, Report, Reports, Sink};
 use crate::config::{self, OutputName};
@@ -34,11 +34,11 @@ use window::Verdict;
 
 /// Records taken over at a time, before confirms get a turn.
 const TAKE_MAX: usize = 256;
-/// The first pause before connecting again is at most this; it doubles.
+/// The first pause before connecting again is at most this. It grows by half each time, so that what is lost beside an outage is half of it at worst.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A connection that lasted this long begins again with the shortest pause.
-const PROVEN_AFTER: Duration = Duration::from_secs(30);
+const PROVEN_AFTER: Duration = Duration::from_secs(5);
 /// How often the connection is looked at beside its events.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the files are read, in looks.
@@ -136,7 +136,6 @@ impl Publisher {
             match connected {
                 Err(refusal) => {
                     if told.as_ref() != Some(&refusal.detail) {
-                        warn!(output.name = %self.name, "output {} has no broker: {}", self.name, refusal.detail);
                         told = Some(refusal.detail.clone());
                         self.report(Report::Lost { reason: refusal.reason, detail: refusal.detail });
                     }
@@ -147,7 +146,6 @@ impl Publisher {
                     match self.publish(link).await {
                         None => return,
                         Some(detail) => {
-                            warn!(output.name = %self.name, "output {} lost its broker: {detail}", self.name);
                             self.report(Report::Lost { reason: PublishError::Disconnected, detail });
                         }
                     }
@@ -161,7 +159,7 @@ impl Publisher {
             if self.refusing(tokio::time::sleep(jittered)).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(PAUSE_MAX);
+            pause = (pause * 3 / 2).min(PAUSE_MAX);
         }
     }
 
@@ -183,7 +181,7 @@ impl Publisher {
 
     /// Publishes over this connection and those that replace it, until one is lost: its reason, in one line. `None` if the sink was dropped.
     async fn publish(&mut self, mut link: Link) -> Option<String> {
-        info!(output.name = %self.name, "output {} is connected to {}", self.name, link.at);
+        debug!(output = %self.name, "connected to {}", link.at);
         self.declare(&link.connection).await;
         self.report(Report::Connected);
         loop {
@@ -212,7 +210,7 @@ impl Publisher {
                     }
                     self.tell(verdicts);
                     old.close().await;
-                    info!(output.name = %self.name, "output {} reconnected to {} with the changed files", self.name, new.at);
+                    info!(output = %self.name, "connected anew to {}, with the changed files", new.at);
                     link = new;
                 }
             }
@@ -227,7 +225,7 @@ impl Publisher {
         let declared = tokio::time::timeout(SETTLE_MAX, topology::declare(connection, &self.config.exchange));
         let trouble = declared.await.unwrap_or(Ok(())).err();
         if let Some(text) = trouble.as_ref().filter(|text| self.declare_trouble.as_ref() != Some(*text)) {
-            warn!(output.name = %self.name, "output {}: {text}", self.name);
+            warn!(output = %self.name, "{text}");
         }
         self.declare_trouble = trouble;
     }
@@ -392,13 +390,11 @@ impl Publisher {
                     session.link.at,
                     fault::one_line(&reason)
                 );
-                warn!(output.name = %self.name, "output {} is blocked: {detail}", self.name);
                 self.report(Report::Lost { reason: PublishError::Blocked, detail });
                 Ok(())
             }
             Some(Event::ConnectionUnblocked) => {
                 session.blocked = false;
-                info!(output.name = %self.name, "output {} is no longer blocked", self.name);
                 self.report(Report::Connected);
                 Ok(())
             }
@@ -437,10 +433,8 @@ impl Publisher {
             }
             Chore::Reconnected(Err(refusal)) => {
                 // The connection that stands still works, so it stays; the next change is tried again.
-                warn!(
-                    output.name = %self.name,
-                    "output {} keeps its connection, as the changed files give none: {}", self.name, refusal.detail
-                );
+                let detail = refusal.detail;
+                warn!(output = %self.name, "the changed files give no connection, so the one that stands is kept: {detail}");
                 Ok(())
             }
         }

@@ -16,15 +16,20 @@ pub struct Topology {
 
 /// The topics of one Kafka output, each once, in the order of SIPSIM's events, then `events.extra`, then `unknown`.
 pub fn kafka_topics(config: &Config, kafka: &config::Kafka) -> Vec<String> {
-    let mut topics = Vec::new();
+    destinations(config, &kafka.topics)
+}
+
+/// Every topic or routing key that an event can be sent to, each once, in the same order.
+pub fn destinations(config: &Config, routes: &Routes) -> Vec<String> {
+    let mut all = Vec::new();
     for event in events(config) {
-        for topic in routed(config, &kafka.topics, &event) {
-            if !topics.contains(&topic) {
-                topics.push(topic);
+        for destination in routed(config, routes, &event) {
+            if !all.contains(&destination) {
+                all.push(destination);
             }
         }
     }
-    topics
+    all
 }
 
 /// The exchange of one RabbitMQ output with a queue `sipsim.GROUP` for each group, bound to `sipsim.GROUP.*`. Routing keys that do not match
@@ -58,8 +63,11 @@ fn events(config: &Config) -> Vec<EventName> {
 
 /// An event's topics or routing keys: one, unless the template names the account.
 fn routed(config: &Config, routes: &Routes, event: &EventName) -> Vec<String> {
-    let mut all: Vec<String> =
-        config.accounts.iter().map(|account| routes.fill(event.as_str(), event.group().as_str(), account.name.as_str())).collect();
+    let mut all: Vec<String> = config
+        .accounts
+        .iter()
+        .map(|account| routes.fill(event.as_str(), event.group().as_str(), account.name.as_str()))
+        .collect();
     all.dedup();
     all
 }

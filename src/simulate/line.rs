@@ -112,10 +112,8 @@ impl Line {
         let deadline = Instant::now() + TIMEOUT;
         let answer = match timeout_at(deadline, self.exchange()).await {
             Ok(answer) => answer,
-            Err(_) => {
-                self.connection = None; // Its answer may still come, and would be taken for the next one's.
-                Err("no answer within 2 s".to_owned())
-            }
+            // What `exchange` had open went with it: its answer may still come, and would be taken for the next one's.
+            Err(_) => Err("no answer within 2 s".to_owned()),
         };
         Outcome { answer, answered_at: Instant::now() }
     }

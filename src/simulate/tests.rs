@@ -21,6 +21,8 @@ enum Manner {
     Accept,
     /// Accepts, and ends the connection with each answer.
     Close,
+    /// Accepts, and ends the connection after each answer without having said so.
+    CloseQuietly,
     /// Accepts the first, then never answers again.
     FallSilent,
     /// Ends the connection without an answer.
@@ -119,7 +121,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, manner: Manner, seen
             (true, _) => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
         };
         stream.write_all(answer).await.ok()?;
-        if matches!(manner, Manner::Close) {
+        if matches!(manner, Manner::Close | Manner::CloseQuietly) {
             return None;
         }
     }
@@ -158,10 +160,12 @@ async fn one_event_and_one_body_are_sent_once_unless_told_otherwise() {
 async fn a_rate_is_kept() {
     let server = Server::start(Manner::Accept, None).await;
     let duration = Some(Duration::from_millis(500));
-    let options = Options { rate: Some(200.0), duration, connections: 4, ..server.options(What::Calls) };
-    let summary = run(options, pending()).await.unwrap();
-    assert_eq!((summary.sent, summary.lost()), (100, 0));
-    assert!(summary.took >= Duration::from_millis(490));
+    for what in [What::Calls, What::Event(Known::Tags)] {
+        let options = Options { rate: Some(200.0), duration, connections: 4, ..server.options(what) };
+        let summary = run(options, pending()).await.unwrap();
+        assert_eq!((summary.sent, summary.lost()), (100, 0));
+        assert!(summary.took >= Duration::from_millis(490));
+    }
 }
 
 #[tokio::test]
@@ -180,6 +184,14 @@ async fn a_connection_that_the_server_ends_is_opened_anew() {
     let server = Server::start(Manner::Close, None).await;
     let summary = run(Options { count: Some(20), ..server.options(What::Calls) }, pending()).await.unwrap();
     assert_eq!((summary.lost(), *server.connections.lock().unwrap()), (0, 20));
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_ended_meanwhile_is_not_written_to() {
+    let server = Server::start(Manner::CloseQuietly, None).await;
+    let options = Options { count: Some(5), rate: Some(50.0), ..server.options(What::Calls) };
+    let summary = run(options, pending()).await.unwrap();
+    assert_eq!((summary.lost(), *server.connections.lock().unwrap()), (0, 5), "{:?}", summary.problems);
 }
 
 #[tokio::test]

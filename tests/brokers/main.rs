@@ -3,4 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod contract;
 mod infrastructure;
+mod odd;
+mod rabbit_sink;
+mod recover;
+mod recover_disk;

@@ -1,143 +1,32 @@
-//! The RabbitMQ sink at a real broker, which `SIPSIM_TEST_RABBITMQ` names (an amqp:// URL with user and password); without it nothing runs.
-//! Every test has an exchange and a queue of its own.
+//! The RabbitMQ sink at a real broker. Every test has an exchange and a queue of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod bench;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{
-    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
-use sipsim_relay::clock::Timestamp;
-use sipsim_relay::config::{OutputName, RabbitMq as Settings, Routes};
-use sipsim_relay::publish::rabbitmq::{RabbitMq, create_topology};
-use sipsim_relay::publish::{PublishError, Record, Report, Sink};
+use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use sipsim_relay::config::RabbitMq as Settings;
+use sipsim_relay::publish::rabbitmq::create_topology;
+use sipsim_relay::publish::{PublishError, Report, Sink};
+use sipsim_relay::secret::PasswordSource;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{interval, timeout};
 
-/// Longer than anything here takes; a test that waits for it has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn broker() -> Option<String> {
-    let url = std::env::var("SIPSIM_TEST_RABBITMQ").ok();
-    if url.is_none() {
-        eprintln!("SIPSIM_TEST_RABBITMQ is not set: nothing was tested");
-    }
-    url
-}
-
-fn settings(url: &str, exchange: &str) -> Settings {
-    Settings {
-        urls: vec![url.to_owned()],
-        username: None,
-        password: Default::default(),
-        ca_file: None,
-        certificate_file: None,
-        private_key_file: None,
-        exchange: exchange.to_owned(),
-        routing_keys: Routes { template: String::new(), by_event: BTreeMap::new() },
-        declare: true,
-        management_url: None,
-    }
-}
-
-fn record(lane: &str, sequence: u64, size: usize) -> Record {
-    Record {
-        sequence,
-        lane: lane.into(),
-        key: "call_1".into(),
-        content_type: "application/cloudevents+json; charset=UTF-8",
-        headers: vec![("x-webhook-signature", "abc".into()), ("x-webhook-timestamp", "1736937000".into())],
-        id: format!("id-{sequence}"),
-        event_type: "com.sipsim.test".into(),
-        received_at: Timestamp::from_seconds(1_736_937_001),
-        payload: format!(r#"{{"relaysequence":"{sequence:020}","data":"{}"}}"#, "x".repeat(size)).into_bytes(),
-    }
-}
-
-/// A sink, and what an operator does to its broker.
-struct Bench {
-    /// Kept, as its end would end the channel.
-    _connection: Connection,
-    admin: Channel,
-    exchange: String,
-    sink: RabbitMq,
-    reports: UnboundedReceiver<Report>,
-}
-
-impl Bench {
-    /// With a queue of the exchange's name.
-    async fn new(exchange: &str, sink_url: &str, url: &str, queue: FieldTable) -> Self {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-        let admin = connection.create_channel().await.unwrap();
-        admin.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
-        admin.queue_delete(exchange.into(), QueueDeleteOptions::default()).await.unwrap();
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        admin.queue_declare(exchange.into(), options, queue).await.unwrap();
-        let (reports, said) = unbounded_channel();
-        let sink = RabbitMq::new(OutputName::new("rabbit").unwrap(), settings(sink_url, exchange), reports);
-        let mut bench = Self { _connection: connection, admin, exchange: exchange.to_owned(), sink, reports: said };
-        // It declared the exchange, which did not exist.
-        assert!(matches!(bench.next().await, Report::Connected));
-        bench
-    }
-
-    async fn bind(&self, key: &str) {
-        let (queue, exchange) = (self.exchange.as_str().into(), self.exchange.as_str().into());
-        self.admin
-            .queue_bind(queue, exchange, key.into(), QueueBindOptions::default(), FieldTable::default())
-            .await
-            .unwrap();
-    }
-
-    async fn unbind(&self, key: &str) {
-        let (queue, exchange) = (self.exchange.as_str().into(), self.exchange.as_str().into());
-        self.admin.queue_unbind(queue, exchange, key.into(), FieldTable::default()).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Report {
-        timeout(PATIENCE, self.reports.recv()).await.expect("no report came").unwrap()
-    }
-
-    /// The verdicts of `count` records, by sequence; a second one for the same record is a failure.
-    async fn verdicts(&mut self, count: usize) -> BTreeMap<u64, Result<(), PublishError>> {
-        let mut verdicts = BTreeMap::new();
-        while verdicts.len() < count {
-            let (sequence, verdict) = match self.next().await {
-                Report::Delivered { sequence, .. } => (sequence, Ok(())),
-                Report::Failed { sequence, error } => (sequence, Err(error)),
-                other => panic!("not a verdict: {other:?}"),
-            };
-            assert_eq!(verdicts.insert(sequence, verdict), None, "record {sequence} was reported twice");
-        }
-        verdicts
-    }
-
-    /// The sequences in the queue, in its order.
-    async fn received(&self) -> Vec<u64> {
-        let mut received = Vec::new();
-        let options = BasicGetOptions { no_ack: true };
-        while let Some(message) = self.admin.basic_get(self.exchange.as_str().into(), options).await.unwrap() {
-            let id = message.properties.message_id().as_ref().unwrap().as_str().to_owned();
-            received.push(id.strip_prefix("id-").unwrap().parse().unwrap());
-        }
-        received
-    }
-
-    async fn tidy(self) {
-        self.admin.exchange_delete(self.exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
-        self.admin.queue_delete(self.exchange.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    }
-}
+use bench::{Bench, Broker, Output, PATIENCE, record, settings, sink};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_carry_their_properties() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let mut bench = Bench::new("sink-properties", &url, &url, FieldTable::default()).await;
     bench.bind("sipsim.#").await;
     bench.sink.send(record("sipsim.call.test", 7, 10));
@@ -162,7 +51,8 @@ async fn messages_carry_their_properties() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unroutable_records_among_a_thousand_routed_ones_are_told_from_them() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let mut bench = Bench::new("sink-unroutable", &url, &url, FieldTable::default()).await;
     bench.bind("routed").await;
     for sequence in 0..1_000 {
@@ -184,50 +74,10 @@ async fn unroutable_records_among_a_thousand_routed_ones_are_told_from_them() {
     bench.tidy().await;
 }
 
-/// Sends 1 to `count` on one lane as an output does: many at a time; after a failure nothing more until all are reported, then again from the oldest
-/// that is not delivered. Gives the records that the sink said were delivered, in that order.
-async fn deliver(bench: &mut Bench, lane: &str, count: u64, in_flight_max: usize) -> Vec<u64> {
-    let mut pending: BTreeSet<u64> = (1..=count).collect();
-    let mut open = BTreeSet::new();
-    let mut delivered = Vec::new();
-    let mut held = false;
-    while !pending.is_empty() || !open.is_empty() {
-        if held && open.is_empty() {
-            held = false;
-        }
-        while !held && open.len() < in_flight_max {
-            let Some(sequence) = pending.pop_first() else { break };
-            open.insert(sequence);
-            bench.sink.send(record(lane, sequence, 100));
-        }
-        match bench.next().await {
-            Report::Delivered { sequence, .. } => {
-                assert!(open.remove(&sequence), "{sequence} was reported twice");
-                delivered.push(sequence);
-            }
-            Report::Failed { sequence, .. } => {
-                assert!(open.remove(&sequence), "{sequence} was reported twice");
-                pending.insert(sequence);
-                held = true;
-            }
-            Report::Connected | Report::Lost { .. } => {}
-        }
-    }
-    delivered
-}
-
-fn in_order_of_first_arrival(received: &[u64]) -> bool {
-    let mut newest = 0;
-    received.iter().all(|sequence| {
-        let follows = *sequence <= newest + 1;
-        newest = newest.max(*sequence);
-        follows
-    })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let mut bench = Bench::new("sink-flapping", &url, &url, FieldTable::default()).await;
     let count = 20_000;
     let admin = bench.admin.clone();
@@ -243,7 +93,7 @@ async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(1..5))).await;
         }
     });
-    let delivered = deliver(&mut bench, "flaps", count, 1_000).await;
+    let delivered = bench.deliver("flaps", count).await;
     flapping.abort();
     let received = bench.received().await;
     let arrived: BTreeSet<u64> = received.iter().copied().collect();
@@ -255,8 +105,9 @@ async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_line_fails_each_open_record_once_and_comes_back() {
-    let Some(url) = broker() else { return };
-    let address = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
+    let broker = Broker::shared();
+    let url = broker.url();
+    let address = broker.address();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxied = url.replace(&address, &listener.local_addr().unwrap().to_string());
     let (cuts, mut cut) = tokio::sync::broadcast::channel::<()>(1);
@@ -286,20 +137,21 @@ async fn a_cut_line_fails_each_open_record_once_and_comes_back() {
         // The proxy's own sender keeps this open.
         let _ = cut.recv().await;
     });
-    let delivered = deliver(&mut bench, "cut", 20_000, 1_000).await;
+    let delivered = bench.deliver("cut", 20_000).await;
     cutting.await.unwrap();
     proxy.abort();
     let received = bench.received().await;
     let arrived: BTreeSet<u64> = received.iter().copied().collect();
     assert!(delivered.iter().all(|sequence| arrived.contains(sequence)));
     assert_eq!(arrived.len(), 20_000);
-    assert!(in_order_of_first_arrival(&received));
+    assert!(bench::in_order_of_first_arrival(&received));
     bench.tidy().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let mut bench = Bench::new("sink-gone", &url, &url, FieldTable::default()).await;
     bench.bind("gone").await;
     bench.sink.send(record("gone", 1, 10));
@@ -340,7 +192,8 @@ async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_that_rejects_shows_as_nack() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(3));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
@@ -361,18 +214,18 @@ async fn a_full_queue_that_rejects_shows_as_nack() {
     bench.tidy().await;
 }
 
-/// Wants a broker with `max_message_size = 1000000`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let mut bench = Bench::new("sink-large", &url, &url, FieldTable::default()).await;
     bench.bind("large").await;
     for sequence in 1..=3 {
         bench.sink.send(record("large", sequence, if sequence == 2 { 2_000_000 } else { 10 }));
     }
     let verdicts = bench.verdicts(3).await;
-    if verdicts[&2] == Ok(()) {
-        eprintln!("this broker takes 2 MB: nothing was tested");
+    if Broker::is_given() && verdicts[&2] == Ok(()) {
+        eprintln!("the given broker takes 2 MB: nothing was tested");
         return bench.tidy().await;
     }
     assert!(matches!(verdicts[&2], Err(PublishError::Suspect(_))), "{verdicts:?}");
@@ -388,17 +241,15 @@ async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_a_missing_vhost_and_a_closed_port_say_so() {
-    let Some(url) = broker() else { return };
-    let place = url.rsplit('@').next().unwrap().to_owned();
-    let address = place.split('/').next().unwrap();
+    let broker = Broker::shared();
+    let address = broker.address();
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     for (url, expected) in [
-        (format!("amqp://guest:wrong@{place}"), "password is wrong"),
+        (format!("amqp://guest:wrong@{address}/%2f"), "password is wrong"),
         (format!("amqp://guest:guest@{address}/nonesuch"), "nonesuch"),
         (format!("amqp://{closed}/%2f"), "refused"),
     ] {
-        let (reports, mut said) = unbounded_channel();
-        let _sink = RabbitMq::new(OutputName::new("rabbit").unwrap(), settings(&url, "sink-refused"), reports);
+        let (_sink, mut said) = sink(settings(&url, "sink-refused"));
         let Some(Report::Lost { detail, .. }) = timeout(PATIENCE, said.recv()).await.unwrap() else {
             panic!("no loss")
         };
@@ -408,7 +259,8 @@ async fn a_wrong_password_a_missing_vhost_and_a_closed_port_say_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_topology_is_made_and_made_again() {
-    let Some(url) = broker() else { return };
+    let broker = Broker::shared();
+    let url = broker.url();
     let queues = [("sink-made.call".to_owned(), "sipsim.call.*".to_owned())];
     let expected = [
         "exchange \"sink-made\" (topic, durable)",
@@ -429,4 +281,210 @@ async fn the_topology_is_made_and_made_again() {
         admin.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
     }
     admin.queue_delete("sink-made.call".into(), QueueDeleteOptions::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_trusts_whom_it_was_told_to_and_names_what_it_does_not() {
+    let broker = Broker::shared();
+    let Some(tls) = &broker.tls else { return eprintln!("the given broker's TLS is not known: nothing was tested") };
+    let (plain, bench) = (broker.url(), "sink-tls");
+    let mut bench = Bench::new(bench, &plain, &plain, FieldTable::default()).await;
+    bench.bind("tls").await;
+    let other = tempfile::NamedTempFile::new().unwrap();
+    let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(other.path(), stranger.cert.pem()).unwrap();
+    let at = |host: &str, ca: &std::path::Path| Settings {
+        ca_file: Some(ca.to_owned()),
+        ..settings(&format!("amqps://guest:guest@{host}:{}/%2f", tls.port), "sink-tls")
+    };
+    for (settings, expected) in [
+        (at("localhost", other.path()), "not trusted"),
+        (at("127.0.0.1", &tls.certificate), "another host name"),
+        (Settings { urls: vec![plain.replace("amqp:", "amqps:")], ..at("localhost", &tls.certificate) }, "no TLS"),
+    ] {
+        let (_sink, mut said) = sink(settings);
+        let Some(Report::Lost { detail, .. }) = timeout(PATIENCE, said.recv()).await.unwrap() else {
+            panic!("no loss")
+        };
+        assert!(detail.contains(expected), "{detail}");
+    }
+    let (sink, said) = sink(at("localhost", &tls.certificate));
+    (bench.sink, bench.reports) = (sink, said);
+    assert!(matches!(bench.next().await, Report::Connected));
+    bench.sink.send(record("tls", 1, 100_000));
+    assert_eq!(bench.verdicts(1).await[&1], Ok(()));
+    assert_eq!(bench.received().await, [1]);
+    bench.tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
+    if Broker::is_given() {
+        return eprintln!("the given broker's users are not ours: nothing was tested");
+    }
+    let broker = Broker::shared();
+    let url = broker.url();
+    let mut bench = Bench::new("sink-reload", &url, &url, FieldTable::default()).await;
+    bench.bind("reload").await;
+    broker.brokers.rabbitmqctl(&["add_user", "rolling", "one"]);
+    broker.brokers.rabbitmqctl(&["set_permissions", "rolling", ".*", ".*", ".*"]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "one\n").unwrap();
+    let password = PasswordSource { file: Some(file.path().to_owned()), environment: None };
+    let settings = Settings { username: Some("rolling".into()), password, ..settings(&url, "sink-reload") };
+    (bench.sink, bench.reports) = sink(settings);
+    assert!(matches!(bench.next().await, Report::Connected));
+    let connections = async || {
+        let listed = tokio::task::spawn_blocking({
+            let broker = broker.clone();
+            move || broker.brokers.rabbitmqctl(&["list_connections", "user", "pid", "--quiet"])
+        });
+        let listed = listed.await.unwrap();
+        listed.lines().filter(|line| line.contains("rolling")).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let first = connections().await;
+    assert_eq!(first.len(), 1);
+    // The broker does not know this one; the connection that stands goes on.
+    std::fs::write(file.path(), "wrong").unwrap();
+    let mut sequence = 0;
+    let until = tokio::time::Instant::now() + Duration::from_secs(7);
+    while tokio::time::Instant::now() < until {
+        sequence += 1;
+        bench.sink.send(record("reload", sequence, 10));
+        assert_eq!(bench.verdicts(1).await[&sequence], Ok(()));
+    }
+    assert_eq!(connections().await, first);
+    // This one it knows: another connection, and records are neither lost nor refused meanwhile.
+    broker.brokers.rabbitmqctl(&["change_password", "rolling", "two"]);
+    std::fs::write(file.path(), "two").unwrap();
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        for _ in 0..100 {
+            sequence += 1;
+            bench.sink.send(record("reload", sequence, 10));
+        }
+        assert!(bench.verdicts(100).await.values().all(Result::is_ok));
+        let now = connections().await;
+        if now.len() == 1 && now != first {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < until, "still {now:?}");
+    }
+    bench.sink.send(record("reload", sequence + 1, 10));
+    assert_eq!(bench.verdicts(1).await[&(sequence + 1)], Ok(()));
+    assert_eq!(bench.received().await, (1..=sequence + 1).collect::<Vec<_>>());
+    bench.tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_blocks_hangs_or_is_killed_costs_nothing_but_time() {
+    if Broker::is_given() {
+        return eprintln!("the given broker is not ours to hang and kill: nothing was tested");
+    }
+    let broker = Arc::new(Broker::start());
+    let url = broker.url();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let mut bench = Bench::new("sink-faults", &url, &url, arguments).await;
+    bench.bind("faults").await;
+    let mut output = Output::new("faults");
+    let mut ticks = interval(Duration::from_millis(10));
+    let (mut sent, mut script) = (0, VecDeque::from(SCRIPT));
+    let mut doing = JoinSet::new();
+    while !(script.is_empty() && doing.is_empty() && output.is_done()) {
+        let heard = tokio::select! {
+            // At 100 a second, until all has happened.
+            _ = ticks.tick(), if !script.is_empty() => {
+                sent += 1;
+                output.pending.insert(sent);
+                None
+            }
+            Some(done) = doing.join_next() => {
+                done.unwrap();
+                None
+            }
+            report = bench.next() => output.hear(report),
+        };
+        output.send(&mut bench.sink);
+        let due = match (script.front(), heard) {
+            (Some((Sign::Delivered(count), _)), _) => output.delivered.len() >= *count,
+            (Some((Sign::Lost(expected), _)), Some(Report::Lost { reason, .. })) => {
+                // While it is away, it may say so for another reason too.
+                reason.reason() == *expected
+            }
+            (Some((Sign::Connected, _)), Some(Report::Connected)) => true,
+            _ => false,
+        };
+        if due && let Some((_, orders)) = script.pop_front() {
+            let broker = broker.clone();
+            doing.spawn_blocking(move || orders.iter().for_each(|order| order.give(&broker)));
+        }
+    }
+    assert_eq!(output.delivered.iter().copied().collect::<BTreeSet<_>>(), (1..=sent).collect());
+    // Through a connection of its own: the operator's went with the broker.
+    let bench = bench.again(&url).await;
+    let mut received = Vec::new();
+    // After a kill, a quorum queue shows its messages only after some seconds.
+    while received.iter().collect::<BTreeSet<_>>().len() < output.delivered.len() {
+        received.extend(bench.received().await);
+    }
+    assert!(bench::in_order_of_first_arrival(&received));
+}
+
+/// What shows that it is time for what comes next.
+enum Sign {
+    Delivered(usize),
+    Lost(&'static str),
+    Connected,
+}
+
+enum Order {
+    Ctl(&'static [&'static str]),
+    Signal(&'static str),
+    KillAndStart,
+}
+
+const SCRIPT: [(Sign, &[Order]); 7] = [
+    (Sign::Delivered(100), &[Order::Ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"])]),
+    (Sign::Lost("blocked"), &[Order::Ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"])]),
+    (Sign::Connected, &[Order::Signal("-STOP")]),
+    (Sign::Lost("disconnected"), &[Order::Signal("-CONT")]),
+    (Sign::Connected, &[Order::KillAndStart]),
+    (Sign::Lost("disconnected"), &[]),
+    (Sign::Connected, &[]),
+];
+
+impl Order {
+    fn give(&self, broker: &Broker) {
+        match self {
+            Self::Ctl(arguments) => drop(broker.brokers.rabbitmqctl(arguments)),
+            Self::Signal(signal) => {
+                let pid = broker.brokers.pid("rabbitmq").to_string();
+                assert!(Command::new("kill").args([*signal, pid.as_str()]).status().unwrap().success());
+            }
+            Self::KillAndStart => {
+                broker.brokers.kill_one("rabbitmq");
+                broker.brokers.start_one("rabbitmq");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_lanes_than_channels_take_turns() {
+    let broker = Broker::shared();
+    let url = broker.url();
+    // Two of the four are left for declaring.
+    let mut bench = Bench::new("sink-lanes", &format!("{url}?channel_max=4"), &url, FieldTable::default()).await;
+    bench.bind("lane.*").await;
+    for sequence in 0..300 {
+        bench.sink.send(record(&format!("lane.{}", sequence % 10), sequence, 10));
+    }
+    assert!(bench.verdicts(300).await.values().all(Result::is_ok));
+    let received = bench.received().await;
+    assert_eq!(received.len(), 300);
+    for lane in 0..10 {
+        assert!(received.iter().filter(|sequence| *sequence % 10 == lane).is_sorted(), "lane {lane}");
+    }
+    bench.tidy().await;
 }

@@ -4,5 +4,11 @@
 mod support;
 
 mod accept;
+mod again;
+mod bodies;
+mod journal;
 mod observe;
 mod recover;
+mod refuse;
+mod stop;
+mod tidy;

@@ -90,6 +90,13 @@ impl Brokers {
         self.admin(async |admin| admin.create_topics(&new, &AdminOptions::new()).await);
     }
 
+    /// As [`Brokers::create_topics`], with settings of the topic: `("max.message.bytes", "2000")`.
+    pub fn create_topic_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        let new = settings.iter().fold(new, |topic, (name, value)| topic.set(name, value));
+        self.admin(async |admin| admin.create_topics([&new], &AdminOptions::new()).await);
+    }
+
     pub fn delete_topics(&self, topics: &[&str]) {
         self.admin(async |admin| admin.delete_topics(topics, &AdminOptions::new()).await);
     }

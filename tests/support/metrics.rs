@@ -1,6 +1,6 @@
 //! Reads what `/metrics` says, by the text format's own rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One reading of `/metrics`.
 #[derive(Clone, Debug)]
@@ -45,6 +45,11 @@ impl Metrics {
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    /// Each series by its name and labels, without its value.
+    pub fn ids(&self) -> BTreeSet<String> {
+        self.series.iter().map(|series| format!("{}{:?}", series.name, series.labels)).collect()
     }
 
     fn matching(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = &Series> {

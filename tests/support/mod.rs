@@ -10,19 +10,27 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 mod brokers;
+pub mod disk;
+mod forged;
 mod http;
 mod load;
 mod metrics;
+mod odd;
+pub mod oracle;
 mod relay;
+pub mod scene;
+pub mod whole;
 
 pub use brokers::{Brokers, Message};
+pub use forged::{Forged, forged};
 pub use http::{Answer, Client};
 pub use load::{Load, Sent};
 pub use metrics::Metrics;
-pub use relay::{PATH, Relay, SECRET};
+pub use odd::{EXTRA, Odd, odd_bodies};
+pub use relay::{PATH, Relay, SECRET, free_address, program};
 
 /// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
@@ -31,6 +39,16 @@ pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
     mac.update(b".");
     mac.update(body);
     hex::encode(mac.finalize().into_bytes())
+}
+
+/// DESIGN §5's `id` of what an account sent: the first 16 bytes of SHA-256 over its name, a zero byte and the body, marked as a UUIDv8.
+pub fn event_id(account: &str, body: &[u8]) -> String {
+    let mut id: [u8; 16] =
+        Sha256::digest([account.as_bytes(), b"\0", body].concat())[..16].try_into().expect("16 bytes");
+    id[6] = id[6] & 0x0f | 0x80;
+    id[8] = id[8] & 0x3f | 0x80;
+    let digits = hex::encode(id);
+    format!("{}-{}-{}-{}-{}", &digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..])
 }
 
 /// Seconds since 1970.

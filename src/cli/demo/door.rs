@@ -28,6 +28,8 @@ struct State {
     /// Where envelopes go.
     outside: Box<dyn Write + Send>,
     shut: bool,
+    /// What waits for [`Door::release`], if anything has to.
+    held: Option<Vec<u8>>,
     /// Nobody checks any more: others may post now, whose ids are not known here.
     unwatched: bool,
     tally: Tally,
@@ -50,6 +52,7 @@ impl Door {
         Self(Arc::new(Mutex::new(State {
             outside,
             shut: false,
+            held: None,
             unwatched: false,
             tally: Tally::default(),
             answered: VecDeque::new(),
@@ -65,6 +68,20 @@ impl Door {
 
     pub fn open(&self) {
         self.state().shut = false;
+    }
+
+    /// Keeps what comes through, so that an envelope, which may well overtake its own answer, does not stand before the line that tells of it.
+    pub fn hold(&self) {
+        self.state().held.get_or_insert_default();
+    }
+
+    /// Lets out what was held.
+    pub fn release(&self) -> io::Result<()> {
+        let mut state = self.state();
+        match state.held.take() {
+            Some(held) => state.let_out(&held),
+            None => Ok(()),
+        }
     }
 
     /// An event was answered 200 with this id. To be called in the order of acceptance.
@@ -90,6 +107,18 @@ impl Door {
 }
 
 impl State {
+    fn let_out(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.outside.write_all(bytes).and_then(|()| self.outside.flush()) {
+            // Whoever read along has seen enough (`| head`); the demo goes on counting.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            other => other?,
+        }
+        if !self.unwatched {
+            self.take_lines(bytes);
+        }
+        Ok(())
+    }
+
     fn take_lines(&mut self, bytes: &[u8]) {
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
             self.line.extend_from_slice(piece);
@@ -129,13 +158,9 @@ impl Write for Door {
         if state.shut {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        match state.outside.write_all(bytes).and_then(|()| state.outside.flush()) {
-            // Whoever read along has seen enough (`| head`); the demo goes on counting.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-            other => other?,
-        }
-        if !state.unwatched {
-            state.take_lines(bytes);
+        match &mut state.held {
+            Some(held) => held.extend_from_slice(bytes),
+            None => state.let_out(bytes)?,
         }
         Ok(bytes.len())
     }
@@ -184,6 +209,17 @@ mod tests {
         assert_eq!(door.tally().published, 0);
         door.expect("a".to_owned());
         assert_eq!((door.tally().accepted, door.tally().published), (1, 1));
+    }
+
+    #[test]
+    fn what_is_held_comes_later() {
+        let mut door = Door::new(Box::new(io::sink()));
+        door.expect("a".to_owned());
+        door.hold();
+        door.write_all(envelope("a").as_bytes()).unwrap();
+        assert_eq!(door.tally().published, 0);
+        door.release().unwrap();
+        assert_eq!(door.tally().published, 1);
     }
 
     #[test]

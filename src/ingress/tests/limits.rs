@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use super::*;
+use crate::ingress::registry::{Order, Phase};
 
 const DEADLINE: Duration = Duration::from_millis(400);
 
@@ -20,6 +21,21 @@ async fn a_head_that_is_not_complete_at_the_deadline_is_closed_without_an_answer
     assert_eq!(peer.answer().await.status, 200);
     peer.send("POST ").await;
     assert!(peer.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_head_that_became_a_whole_request_while_it_was_closed_as_late_is_answered() {
+    let relay = start(|_| {}).await;
+    relay.journal.will(Script::Wait);
+    let mut peer = relay.connect().await;
+    peer.send(post("{}")).await;
+    relay.journal.received(1).await;
+    relay.serving.door.registry.order_all(Order::Drop, &[Phase::Request]);
+    tokio::task::yield_now().await; // The connection's task, on this same thread, has its turn.
+    relay.journal.will(Script::Keep);
+    let answer = peer.answer().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.is_last());
 }
 
 #[tokio::test]
@@ -110,7 +126,7 @@ async fn a_body_over_the_limit_is_413_at_once() {
 
 #[tokio::test]
 async fn who_sends_all_of_an_overlarge_body_before_reading_reads_413_and_no_reset() {
-    let relay = start(|_| {}).await;
+    let relay = start(|limits| limits.deadline = PATIENCE * 2).await;
     let mut peer = relay.connect().await;
     peer.send(post(vec![b'x'; 12 << 20])).await;
     assert_eq!(peer.answer().await.status, 413);

@@ -137,7 +137,8 @@ async fn start(change: impl FnOnce(&mut config::Ingress)) -> Running {
     change(&mut config.ingress);
     let metrics = Metrics::new(&config);
     let journal = Scripted::new();
-    let rooms = Rooms { accounts: Arc::new(Accounts::open(&config, Arc::clone(&metrics)).expect("a secret")), extra: Vec::new(), journal: journal.clone() };
+    let accounts = Accounts::open(&config, Arc::clone(&metrics)).expect("the environment gives its secret");
+    let rooms = Rooms { accounts: Arc::new(accounts), extra: Vec::new(), journal: journal.clone() };
     let ingress = Ingress::bind(&config.ingress, rooms, &metrics).await.expect("a free port");
     Running { address: ingress.address(), metrics, journal, serving: ingress.serve() }
 }

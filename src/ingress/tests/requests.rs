@@ -120,6 +120,8 @@ async fn what_hyper_refuses_is_counted() {
     check("this is no HTTP\r\n\r\n".into(), 400, "bad_request").await;
     check(format!("POST {PATH} HTTP/1.1\r\nHost: r\r\nA: {}\r\n\r\n", "a".repeat(17 << 10)), 431, "headers").await;
     check(format!("POST {PATH} HTTP/1.1\r\nHost: r\r\n{}\r\n", "A: b\r\n".repeat(101)), 431, "headers").await;
+    // Who writes on and on before reading is read from on and on, and no reset destroys the answer.
+    check(format!("POST {PATH} HTTP/1.1\r\nHost: r\r\nA: {}\r\n\r\n", "a".repeat(8 << 20)), 431, "headers").await;
     // Who connects and goes has refused nothing.
     drop(relay.connect().await);
     relay.connections(0).await;

@@ -22,17 +22,18 @@ async fn while_the_stop_is_announced_requests_are_taken_and_told_to_come_back_el
 #[tokio::test]
 async fn what_was_read_whole_is_answered_and_nothing_new_comes_in() {
     let relay = start(|_| {}).await;
+    let mut idle = relay.connect().await;
+    idle.send(post("1")).await;
+    assert_eq!(idle.answer().await.status, 200);
     relay.journal.will(Script::Wait);
     let mut whole = relay.connect().await;
-    whole.send(post("{}")).await;
-    relay.journal.received(1).await;
-    let mut idle = relay.connect().await;
-    relay.connections(2).await;
+    whole.send(post("2")).await;
+    relay.journal.received(2).await;
     let (address, journal, metrics) = (relay.address, relay.journal.clone(), Arc::clone(&relay.metrics));
     let finishing = relay.serving.stop_accepting().await;
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
+    assert!(idle.rest().await.is_empty(), "idle ones are closed at once");
     let finishing = tokio::spawn(finishing.finish_open_requests());
-    assert!(idle.rest().await.is_empty());
     assert!(!finishing.is_finished(), "a request is still open");
     journal.will(Script::Keep);
     let answer = whole.answer().await;
@@ -62,13 +63,17 @@ async fn what_is_half_sent_at_the_stop_is_refused_without_waiting_for_the_rest()
 #[tokio::test]
 async fn who_was_connected_before_the_stop_is_still_heard() {
     let relay = start(|_| {}).await;
-    let mut peers = Vec::new();
-    for _ in 0..20 {
-        let mut peer = relay.connect().await;
-        peer.send(post("{}")).await;
-        peers.push(peer);
-    }
-    // Some of these are not even accepted yet.
+    // This thread never waits here, so the accepting task, which shares it, has no turn: all of these are still in the kernel's hands.
+    let peers: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(relay.address).expect("the port listens");
+            std::io::Write::write_all(&mut stream, &post("{}")).expect("it is open");
+            stream.set_nonblocking(true).expect("it is a socket");
+            stream
+        })
+        .collect();
+    let mut peers: Vec<_> =
+        peers.into_iter().map(|stream| Peer::new(TcpStream::from_std(stream).expect("it is a socket"))).collect();
     let finishing = relay.serving.stop_accepting().await;
     finishing.finish_open_requests().await;
     for peer in &mut peers {

@@ -96,6 +96,13 @@ async fn a_renewed_certificate_is_taken_and_a_bad_pair_is_not() {
     tls.look();
     assert_ne!(tls.end_entity(), first);
     assert_eq!(reloads(), 1);
+    // A good certificate does not hide that a secret cannot be read.
+    relay.metrics.accounts.reloaded("secrets", false);
+    write_pair(folder.path());
+    tls.look();
+    assert_eq!(reloads(), 0);
+    relay.metrics.accounts.reloaded("secrets", true);
+    assert_eq!(reloads(), 1);
 }
 
 #[tokio::test]

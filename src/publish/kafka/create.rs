@@ -30,6 +30,11 @@ pub async fn create_topics(
     partitions: Option<i32>,
     replication: Option<i16>,
 ) -> Result<Vec<Made>, String> {
+    if config.security.mechanism.as_deref() == Some("OAUTHBEARER") {
+        // rdkafka's administrator never polls the queue by which librdkafka asks for a token.
+        return Err("topics cannot be made with OAUTHBEARER; `topics --format kafka` shows the commands to make them"
+            .to_owned());
+    }
     let settings = settings::connection(config)?;
     let admin = AdminClient::from_config_and_context(&settings, Silent).map_err(|error| settings::refusal(&error))?;
     let replication = i32::from(replication.unwrap_or(-1));

@@ -19,7 +19,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Call it before the producer reads them: a change in between is noticed then, and costs one replacement too many at worst.
+    /// Reads nothing yet.
     pub fn new(security: &KafkaSecurity) -> Self {
         let all = [
             &security.password.file,
@@ -29,8 +29,12 @@ impl Files {
             &security.private_key_file,
         ];
         let paths: Vec<PathBuf> = all.into_iter().flatten().cloned().collect();
-        let used = digests(&paths);
-        Self { paths, used, since_look: Duration::ZERO }
+        Self { used: vec![None; paths.len()], paths, since_look: Duration::ZERO }
+    }
+
+    /// A producer is about to be made with them. A change in between costs one replacement too many at worst.
+    pub fn read(&mut self) {
+        self.used = digests(&self.paths);
     }
 
     /// After so much more time: whether it is time to look and something has changed. A file that cannot be read just now has not, as it may be
@@ -73,6 +77,7 @@ mod tests {
         let mut security = KafkaSecurity { ca_file: Some(ca.clone()), ..Default::default() };
         security.password.file = Some(password.clone());
         let mut files = Files::new(&security);
+        files.read();
 
         assert!(files.changed(INTERVAL).is_none());
         std::fs::write(&password, "one").unwrap();

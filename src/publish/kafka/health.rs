@@ -17,6 +17,8 @@ const WORDS_MAX: usize = 300;
 #[derive(Default)]
 pub struct Health {
     connected: bool,
+    /// There is no producer; what the last one still says counts no more.
+    ended: bool,
     absences: u32,
     /// What was said since the last `Connected`; at most one entry a code.
     told: BTreeSet<&'static str>,
@@ -49,6 +51,12 @@ impl Health {
         self.connected
     }
 
+    /// Another producer takes over, which has yet to connect.
+    pub fn begin(&mut self) {
+        self.absences = 0;
+        self.ended = false;
+    }
+
     /// A look at the connections.
     pub fn seen(&mut self, any_up: bool) -> Option<Report> {
         if any_up {
@@ -69,7 +77,7 @@ impl Health {
     /// A broker is connected, or confirmed a record.
     pub fn up(&mut self) -> Option<Report> {
         self.absences = 0;
-        if self.connected {
+        if self.connected || self.ended {
             return None;
         }
         self.connected = true;
@@ -81,7 +89,7 @@ impl Health {
     /// An error that concerns no single record. While nothing is connected, each kind is said once; otherwise it is kept for when the
     /// connections turn out to be gone.
     pub fn trouble(&mut self, code: Code, words: &str) -> Option<Report> {
-        let (reason, label, meaning) = explain(code)?;
+        let (reason, label, meaning) = explain(code, words)?;
         let detail = format!("{meaning} ({})", one_line(words));
         if self.connected {
             self.latest = Some((reason, label, detail));
@@ -92,7 +100,7 @@ impl Health {
 
     /// The producer failed for good. Nothing is to be sent until the next one is connected.
     pub fn fatal(&mut self, code: Code, words: &str) -> Report {
-        let meaning = match explain(code) {
+        let meaning = match explain(code, words) {
             Some((_, _, meaning)) => meaning,
             None => "librdkafka's producer failed for good; a new one sends again what is not confirmed",
         };
@@ -102,6 +110,7 @@ impl Health {
     /// There is no producer, as the detail says.
     pub fn unusable(&mut self, detail: String) -> Report {
         self.connected = false;
+        self.ended = true;
         self.told.clear();
         self.latest = None;
         Report::Lost { reason: PublishError::Fatal, detail }
@@ -109,13 +118,22 @@ impl Health {
 }
 
 /// What an operator can make of a code; `None` if it says nothing that the others do not.
-fn explain(code: Code) -> Option<(PublishError, &'static str, &'static str)> {
+fn explain(code: Code, words: &str) -> Option<(PublishError, &'static str, &'static str)> {
     let disconnected = PublishError::Disconnected;
     Some(match code {
-        Code::BrokerTransportFailure => {
+        // A handshake that one end breaks off comes as one or the other.
+        Code::BrokerTransportFailure | Code::SSL if words.contains("SSL") => {
+            (disconnected, "tls", "TLS with the broker failed: check `security.protocol` and `ca_file`")
+        }
+        Code::BrokerTransportFailure | Code::SSL => {
             (disconnected, "transport", "no connection to the broker: is it running, and is `brokers` its address?")
         }
         Code::Resolve => (disconnected, "resolve", "the broker's host name is not known: check `brokers`"),
+        Code::Authentication if words.contains("OAUTHBEARER token") => (
+            disconnected,
+            "token",
+            "no token for the broker: check `security.token_url`, `client_id` and the client's secret",
+        ),
         Code::Authentication
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
@@ -124,7 +142,6 @@ fn explain(code: Code) -> Option<(PublishError, &'static str, &'static str)> {
             "authentication",
             "the broker does not let us in: check `security.mechanism`, `username` and the password",
         ),
-        Code::SSL => (disconnected, "tls", "TLS with the broker failed: check `security.protocol` and `ca_file`"),
         Code::OperationTimedOut | Code::TimedOutQueue | Code::RequestTimedOut => {
             (PublishError::Timeout, "timeout", "the broker does not answer")
         }
@@ -166,12 +183,12 @@ mod tests {
     fn an_outage_says_the_last_trouble_before_it() {
         let mut health = Health::default();
         health.up();
-        assert!(health.trouble(Code::SSL, "certificate verify failed").is_none());
+        assert!(health.trouble(Code::SSL, "SSL handshake failed").is_none());
         health.seen(false);
         health.seen(false);
         let Some(Report::Lost { detail, .. }) = health.seen(false) else { panic!("no outage") };
         assert!(detail.starts_with("TLS with the broker failed"), "{detail}");
-        assert!(health.trouble(Code::SSL, "certificate verify failed").is_none(), "said already");
+        assert!(health.trouble(Code::BrokerTransportFailure, "SSL handshake failed").is_none(), "said already");
     }
 
     #[test]

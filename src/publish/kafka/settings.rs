@@ -1,5 +1,6 @@
 //! How librdkafka is set up: what DESIGN §7 asks for, then the operator's own properties.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -34,8 +35,9 @@ pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
     set("max.in.flight.requests.per.connection", "5");
     // Without it, librdkafka goes on sending what is queued behind a batch that was refused for good: its thread has the next requests
     // out before we hear of it, and a later record of the same key would be delivered before an earlier one is sent again. With it, the
-    // refusal stops this producer at once, inside librdkafka's thread; what was queued comes back and a new producer begins. Refusals for
-    // good are rare (a record is parked, a topic is held), so the price, a new connection for each, is small.
+    // refusal stops this producer at once, inside librdkafka's thread: what was under way is refused by the broker, as its forerunner is
+    // missing, what was queued comes back, and a new producer begins. That costs every lane of the output about a second, which is why what
+    // was refused once is tried again by the second producer (`Role`). Purging from the delivery callback instead comes too late.
     set("enable.gapless.guarantee", "true");
     // As Java's producer: the same key in the same partition, whatever client wrote it.
     set("partitioner", "murmur2_random");
@@ -117,7 +119,9 @@ pub fn connection(config: &config::Kafka) -> Result<ClientConfig, String> {
     Ok(settings)
 }
 
+/// A file's path as librdkafka takes it. Opened once here, as librdkafka's own message about a missing file names neither file nor reason.
 fn text_of<'a>(path: &'a Path, key: &str) -> Result<&'a str, String> {
+    File::open(path).map_err(|error| format!("the file of {key}, {}, cannot be read: {error}", path.display()))?;
     path.to_str().ok_or_else(|| format!("the path in {key} is not UTF-8, which librdkafka needs"))
 }
 

@@ -165,14 +165,14 @@ fn what_waits_for_the_next_producer_does_not_overtake_a_failure_either() {
     let (lane, other): (Arc<str>, Arc<str>) = ("lane".into(), "other".into());
     for (lane, sequence) in [(&lane, 1), (&lane, 2), (&other, 3), (&lane, 4)] {
         let mut state = shared.state();
-        assert!(state.lanes.admit(lane, sequence));
+        let Admission::Publish(record) = state.lanes.admit(record(lane, sequence, "key")) else { panic!("{sequence}") };
         if sequence == 1 {
-            state.open.insert(1); // The producer had this one, and failed.
+            state.main.open.insert(1); // The producer had this one, and failed.
         } else {
-            shared.publish(&mut state, record(lane, sequence, "key"));
+            shared.publish(&mut state, Role::Main, record);
         }
     }
-    shared.failed(1, "lane", PublishError::TooLarge);
+    shared.failed(Role::Main, 1, "lane", PublishError::TooLarge, true);
     let mut failed = |sequence, error| {
         let Ok(Report::Failed { sequence: s, error: e }) = reports.try_recv() else {
             panic!("no report of {sequence}")
@@ -182,7 +182,7 @@ fn what_waits_for_the_next_producer_does_not_overtake_a_failure_either() {
     failed(1, PublishError::TooLarge);
     failed(2, PublishError::Withdrawn);
     failed(4, PublishError::Withdrawn);
-    let waiting: Vec<u64> = shared.state().waiting.iter().map(|record| record.sequence).collect();
+    let waiting: Vec<u64> = shared.state().main.waiting.iter().map(|record| record.sequence).collect();
     assert_eq!(waiting, [3]);
 }
 
@@ -211,6 +211,37 @@ async fn a_fatal_error_fails_each_open_record_once_and_a_new_producer_takes_over
     sunk.send("lane", 2..=40);
     let (outcomes, _) = sunk.outcomes(40).await;
     assert!(outcomes.values().all(Result::is_ok), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn what_was_refused_is_tried_again_without_disturbing_other_lanes() {
+    let cluster = cluster(&["lane", "other"]);
+    let mut sunk = sunk(&cluster.bootstrap_servers(), &[]);
+    sunk.connected().await;
+    cluster.request_errors(PRODUCE, &[TOO_LARGE]);
+    sunk.send("lane", [1]);
+    assert_eq!(sunk.outcomes(1).await.0[&1], Err(PublishError::TooLarge));
+    sunk.send("other", [2]);
+    assert!(sunk.outcomes(1).await.0[&2].is_ok());
+    let producer = |sunk: &Sunk| sunk.sink.shared.state().main.producer.as_ref().map(Arc::as_ptr).unwrap();
+    let before = producer(&sunk);
+
+    for _ in 0..2 {
+        cluster.request_errors(PRODUCE, &[TOO_LARGE]);
+        sunk.send("lane", [1, 3]);
+        let (outcomes, said) = sunk.outcomes(2).await;
+        assert_eq!(outcomes[&1], Err(PublishError::TooLarge));
+        assert_eq!(outcomes[&3], Err(PublishError::Withdrawn));
+        assert!(said.is_empty(), "{said:?}");
+        sunk.send("other", [4]);
+        assert!(sunk.outcomes(1).await.0[&4].is_ok());
+        assert_eq!(producer(&sunk), before);
+    }
+    sunk.send("lane", [1, 3, 5]);
+    let (outcomes, _) = sunk.outcomes(3).await;
+    assert!(outcomes.values().all(Result::is_ok), "{outcomes:?}");
+    let last = sunk.sink.shared.state().probing.open.len();
+    assert_eq!(last, 0);
 }
 
 #[tokio::test]
@@ -303,7 +334,7 @@ async fn a_changed_file_brings_a_new_producer_and_loses_nothing() {
     config.security.password.file = Some(password.clone());
     let mut sunk = sunk_with(config);
     sunk.connected().await;
-    let producer = |sunk: &Sunk| sunk.sink.shared.state().producer.as_ref().map(Arc::as_ptr);
+    let producer = |sunk: &Sunk| sunk.sink.shared.state().main.producer.as_ref().map(Arc::as_ptr);
     let before = producer(&sunk).unwrap();
 
     std::fs::write(&password, "two").unwrap();

@@ -26,6 +26,8 @@ use crate::secret::Secret;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// For the goodbye. A broker that hangs or blocks never answers it.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// Bytes. lapin keeps 32 of these for sending and 32 for receiving; with the broker's 128 KiB that would be 8 MiB of memory.
+const FRAME_MAX: u32 = 32 * 1024;
 /// Seconds. lapin gives a connection up when nothing came for two of them.
 const HEARTBEAT: u16 = 10;
 
@@ -43,19 +45,13 @@ pub(super) struct Link {
     pub files: FilesDigest,
     /// Host and port.
     pub at: String,
-    line: Line,
+    _line: Line,
 }
 
 impl Link {
     pub async fn close(self) {
         // Either way it ends here; the broker just likes a goodbye better.
         let _ = timeout(CLOSE_MAX, self.connection.close(200, "OK".into())).await;
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.line.cut();
     }
 }
 
@@ -78,10 +74,10 @@ pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Res
         };
         let at = format!("{}:{}", uri.authority.host, uri.authority.port);
         let line = Line::default();
-        match timeout(CONNECT_MAX, open(name, uri, access.tls.clone(), line.clone())).await {
+        match timeout(CONNECT_MAX, open(name, uri, access.tls.clone(), line.0.clone())).await {
             Ok(Ok(connection)) => {
                 let events = Box::pin(connection.events_listener());
-                return Ok(Link { connection: Arc::new(connection), events, files: access.files, at, line });
+                return Ok(Link { connection: Arc::new(connection), events, files: access.files, at, _line: line });
             }
             Ok(Err(error)) => refusals.push(format!("{at}: {}", fault::of_connecting(&error))),
             Err(_) => {
@@ -89,7 +85,6 @@ pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Res
                 refusals.push(format!("{at}: no answer within {} s", CONNECT_MAX.as_secs()));
             }
         }
-        line.cut();
     }
     let reason = if timeouts == refusals.len() { PublishError::Timeout } else { PublishError::Disconnected };
     // Sorted, so that the same troubles read the same whatever the order in which they were met.
@@ -101,7 +96,7 @@ async fn open(
     name: &OutputName,
     uri: AMQPUri,
     tls: Option<Arc<ClientConfig>>,
-    line: Line,
+    line: Arc<Mutex<Held>>,
 ) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("sipsim-relay {name}").into())
@@ -117,7 +112,12 @@ async fn open(
                 let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
                 let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
                 if let AsyncTcpStream::Plain(socket) = &stream {
-                    line.hold(socket.get_ref())?;
+                    let socket = socket.get_ref();
+                    // Nobody listens on a port of the range that clients get theirs from: Linux may then connect a socket to itself.
+                    if socket.local_addr()? == socket.peer_addr()? {
+                        return Err(std::io::ErrorKind::ConnectionRefused.into());
+                    }
+                    hold(&line, socket)?;
                 }
                 match (&uri.scheme, &tls) {
                     (AMQPScheme::AMQP, _) => Ok(stream),
@@ -137,9 +137,9 @@ async fn open(
     .await
 }
 
-/// The socket's other handle. lapin's thread waits on its socket for as long as the connection exists, and without recovery it offers no way
-/// to end one that hangs; closing the socket under it does.
-#[derive(Clone, Default)]
+/// The socket's other handle, which cuts the line when it is dropped. lapin's thread waits on its socket for as long as the connection exists, and
+/// offers no way to end one that hangs, be it in the handshake; closing the socket under it does.
+#[derive(Default)]
 struct Line(Arc<Mutex<Held>>);
 
 #[derive(Default)]
@@ -150,17 +150,17 @@ enum Held {
     Cut,
 }
 
-impl Line {
-    fn hold(&self, socket: &impl AsFd) -> std::io::Result<()> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Held::Cut = *held {
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        *held = Held::Socket(TcpStream::from(socket.as_fd().try_clone_to_owned()?));
-        Ok(())
+fn hold(line: &Mutex<Held>, socket: &impl AsFd) -> std::io::Result<()> {
+    let mut held = line.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Held::Cut = *held {
+        return Err(std::io::ErrorKind::TimedOut.into());
     }
+    *held = Held::Socket(TcpStream::from(socket.as_fd().try_clone_to_owned()?));
+    Ok(())
+}
 
-    fn cut(&self) {
+impl Drop for Line {
+    fn drop(&mut self) {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Held::Socket(socket) = std::mem::replace(&mut *held, Held::Cut) {
             // Fails if the other side was first, which is as good.
@@ -179,6 +179,7 @@ fn uri(url: &str, config: &config::RabbitMq, password: Option<&Secret>) -> Optio
         uri.authority.host = address.0.to_owned();
     }
     uri.query.heartbeat = Some(HEARTBEAT);
+    uri.query.frame_max = Some(FRAME_MAX);
     let named = config.username.is_some() || !user.is_empty();
     if let Some(username) = &config.username {
         uri.authority.userinfo.username.clone_from(username);
@@ -283,4 +284,97 @@ fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, 
         return Err(format!("{key} {} holds no certificate in PEM", path.display()));
     }
     Ok(certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::{RabbitMq, Routes};
+    use crate::secret::PasswordSource;
+
+    fn config() -> RabbitMq {
+        RabbitMq {
+            urls: Vec::new(),
+            username: None,
+            password: PasswordSource::default(),
+            ca_file: None,
+            certificate_file: None,
+            private_key_file: None,
+            exchange: String::new(),
+            routing_keys: Routes { template: String::new(), by_event: BTreeMap::new() },
+            declare: true,
+            management_url: None,
+        }
+    }
+
+    /// Username, password, host and whether EXTERNAL is asked for.
+    fn seen(url: &str, config: &RabbitMq, password: Option<&str>) -> (String, String, String, bool) {
+        let password = password.map(|text| Secret::new(text.as_bytes().to_vec()));
+        let uri = uri(url, config, password.as_ref()).unwrap();
+        let user = uri.authority.userinfo;
+        (user.username, user.password, uri.authority.host, uri.query.auth_mechanism == Some(SASLMechanism::External))
+    }
+
+    #[test]
+    fn a_url_is_completed_from_the_configuration_and_guest_is_only_guest() {
+        let text = |(user, password, host, external): (&str, &str, &str, bool)| {
+            (user.to_owned(), password.to_owned(), host.to_owned(), external)
+        };
+        let named = RabbitMq { username: Some("relay".into()), ..config() };
+        let certified = RabbitMq { certificate_file: Some(PathBuf::from("c")), ..config() };
+        for (url, config, password, expected) in [
+            ("amqp://h/%2f", &config(), None, ("guest", "guest", "h", false)),
+            ("amqp://u@h/%2f", &config(), None, ("u", "", "h", false)),
+            ("amqp://u:p@h/%2f", &config(), Some("file"), ("u", "file", "h", false)),
+            ("amqp://h/%2f", &named, Some("p:@/ü"), ("relay", "p:@/ü", "h", false)),
+            ("amqp://h/%2f", &named, None, ("relay", "", "h", false)),
+            ("amqps://h/%2f", &certified, None, ("guest", "guest", "h", true)),
+            // A certificate beside a username only proves the machine; without TLS it is not even shown.
+            ("amqps://u@h/%2f", &certified, Some("p"), ("u", "p", "h", false)),
+            ("amqp://h/%2f", &certified, None, ("guest", "guest", "h", false)),
+            ("amqp://[::1]:5673/%2f", &config(), None, ("guest", "guest", "::1", false)),
+        ] {
+            assert_eq!(seen(url, config, password), text(expected), "{url}");
+        }
+        assert!(uri("http://h/", &config(), None).is_none());
+        assert_eq!(uri("amqps://h/", &config(), None).unwrap().authority.port, 5671);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty.pem");
+        std::fs::write(&empty, "").unwrap();
+        let missing = folder.path().join("missing.pem");
+        for (config, expected) in [
+            (RabbitMq { ca_file: Some(missing.clone()), ..config() }, "ca_file"),
+            (RabbitMq { ca_file: Some(empty.clone()), ..config() }, "no certificate"),
+            (RabbitMq { ca_file: None, certificate_file: Some(empty.clone()), ..config() }, "private_key_file"),
+            (
+                RabbitMq { password: PasswordSource { file: Some(missing.clone()), environment: None }, ..config() },
+                "password_file",
+            ),
+        ] {
+            let config = RabbitMq { urls: vec!["amqps://h/%2f".into()], ..config };
+            let error = Access::read(&config).err().unwrap();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_changed_file_shows_and_a_touched_one_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        let config = RabbitMq { password: PasswordSource { file: Some(file.clone()), environment: None }, ..config() };
+        let absent = digest(&config);
+        std::fs::write(&file, "one").unwrap();
+        let one = digest(&config);
+        std::fs::write(&file, "one").unwrap();
+        assert_eq!(digest(&config), one);
+        std::fs::write(&file, "two").unwrap();
+        assert!(digest(&config) != one && one != absent);
+    }
 }

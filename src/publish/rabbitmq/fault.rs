@@ -75,6 +75,14 @@ pub(super) fn of_connection(error: &Error) -> String {
     }
 }
 
+/// Why the broker did not do what it was told, in its own words.
+pub(super) fn of_command(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => reply(error),
+        _ => of_connection(error),
+    }
+}
+
 fn of_io(error: &io::Error) -> String {
     if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         return of_tls(tls);
@@ -90,10 +98,13 @@ fn of_io(error: &io::Error) -> String {
 }
 
 fn of_tls(error: &rustls::Error) -> String {
-    use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer};
+    use rustls::CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
     match error {
-        InvalidCertificate(UnknownIssuer) => {
+        // A bad signature: the authority that is trusted has the right name and another key.
+        InvalidCertificate(UnknownIssuer | BadSignature) => {
             "its certificate comes from an authority that is not trusted here; set ca_file to that authority's".into()
         }
         InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {

@@ -265,3 +265,80 @@ fn properties(record: &Record) -> BasicProperties {
     }
     properties.with_headers(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    fn record(sequence: u64) -> Record {
+        Record {
+            sequence,
+            lane: "k".into(),
+            key: String::new(),
+            content_type: "",
+            headers: Vec::new(),
+            id: String::new(),
+            event_type: String::new(),
+            received_at: Timestamp::default(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// What the lane does with these records: `+` takes, `-` hands back.
+    fn accepted(lane: &mut Lane, sequences: &[u64]) -> String {
+        sequences
+            .iter()
+            .map(|sequence| {
+                let mut verdicts = Vec::new();
+                lane.accept(record(*sequence), &mut verdicts);
+                assert!(verdicts.is_empty() || verdicts == [(*sequence, Err(PublishError::Withdrawn))]);
+                if verdicts.is_empty() { '+' } else { '-' }
+            })
+            .collect()
+    }
+
+    fn refused(lane: &mut Lane, sequences: &[u64]) {
+        for sequence in sequences {
+            let mut verdicts = Vec::new();
+            lane.refuse(&record(*sequence), &mut verdicts);
+            assert_eq!(verdicts, [(*sequence, Err(PublishError::Disconnected))]);
+        }
+    }
+
+    #[test]
+    fn what_was_sent_before_a_failure_was_read_does_not_overtake_it() {
+        let mut lane = Lane::new(0, "k");
+        assert_eq!(accepted(&mut lane, &[1, 2]), "++");
+        let mut verdicts = Vec::new();
+        lane.close(|_| PublishError::Nack, Some(&PublishError::Withdrawn), &mut verdicts);
+        assert_eq!(verdicts.len(), 2);
+        // 3 and 4 were on their way; then the output begins again.
+        assert_eq!(accepted(&mut lane, &[3, 4, 1, 2, 3]), "--+++");
+    }
+
+    #[test]
+    fn a_record_that_fails_again_shuts_the_lane_again() {
+        let mut lane = Lane::new(0, "k");
+        refused(&mut lane, &[1, 2, 3]);
+        // All three come again; the broker is back for the third, which is not the oldest.
+        refused(&mut lane, &[1, 2]);
+        assert_eq!(accepted(&mut lane, &[3]), "-");
+        assert_eq!(accepted(&mut lane, &[1, 2, 3]), "+++");
+    }
+
+    #[test]
+    fn a_lane_whose_failed_record_never_comes_again_opens_all_the_same() {
+        let mut lane = Lane::new(0, "k");
+        refused(&mut lane, &[1]);
+        // 1 was discarded.
+        assert_eq!(accepted(&mut lane, &[2, 2, 3]), "-++");
+    }
+
+    #[test]
+    fn a_routing_key_that_amqp_cannot_carry_is_rejected() {
+        let mut verdicts = Vec::new();
+        Lane::new(0, &"k".repeat(256)).accept(record(1), &mut verdicts);
+        assert!(matches!(verdicts[..], [(1, Err(PublishError::Rejected(_)))]));
+    }
+}

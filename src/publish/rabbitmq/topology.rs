@@ -1,12 +1,18 @@
 //! The exchange that the sink publishes to, and for `topics --create` the queues bound to it.
 
+use std::time::Duration;
+
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use tokio::time::timeout;
 
 use super::{connect, fault};
 use crate::config;
 use crate::config::OutputName;
+
+/// For all of `topics --create` together; a quorum queue takes a fraction of a second.
+const CREATE_MAX: Duration = Duration::from_secs(60);
 
 /// Makes the durable topic exchange if it is missing. What stands in the way comes back as a text for the log, as the sink publishes all the same:
 /// the exchange may well be there and only the right to declare it not.
@@ -25,16 +31,15 @@ pub(super) async fn declare(connection: &Connection, exchange: &str) -> Result<(
             Err(missing) if code(&missing) == Some(404) => Err(format!(
                 "the exchange \"{exchange}\" is missing, and this user may not declare it: have it made, or grant the \"configure\" right"
             )),
-            Err(error) => Err(format!(
-                "whether the exchange \"{exchange}\" exists is not known: {}",
-                fault::one_line(&error.to_string())
-            )),
+            Err(error) => {
+                Err(format!("whether the exchange \"{exchange}\" exists is not known: {}", fault::of_command(&error)))
+            }
         },
         Some(406) => Err(format!(
             "the exchange \"{exchange}\" exists but is not a durable topic exchange, so events may not get where they should: {}",
-            fault::one_line(&error.to_string())
+            fault::of_command(&error)
         )),
-        _ => Err(format!("the exchange \"{exchange}\" could not be declared: {}", fault::one_line(&error.to_string()))),
+        _ => Err(format!("the exchange \"{exchange}\" could not be declared: {}", fault::of_command(&error))),
     }
 }
 
@@ -59,13 +64,15 @@ pub async fn create_topology(
 ) -> Result<Vec<String>, String> {
     let name = OutputName::new("topics").ok_or("the connection has no name")?;
     let link = connect::connect(&name, config).await.map_err(|refusal| refusal.detail)?;
-    let made = create(&link.connection, exchange, queues).await;
+    // A broker that blocks or hangs must not keep a person waiting.
+    let made = timeout(CREATE_MAX, create(&link.connection, exchange, queues)).await;
+    let at = link.at.clone();
     link.close().await;
-    made
+    made.unwrap_or_else(|_| Err(format!("{at} did not answer within {} s", CREATE_MAX.as_secs())))
 }
 
 async fn create(connection: &Connection, exchange: &str, queues: &[(String, String)]) -> Result<Vec<String>, String> {
-    let fail = |what: String| move |error: lapin::Error| format!("{what}: {}", fault::one_line(&error.to_string()));
+    let fail = |what: String| move |error: lapin::Error| format!("{what}: {}", fault::of_command(&error));
     let channel = connection.create_channel().await.map_err(fail("no channel could be opened".into()))?;
     let mut made = Vec::new();
     if !exchange.is_empty() {

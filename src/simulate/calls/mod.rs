@@ -257,14 +257,13 @@ mod tests {
 
     #[test]
     fn every_body_is_distinct_also_from_those_of_another_simulation() {
-        let mut bodies = HashSet::new();
-        for (plan, seed) in
-            [(Plan::Calls, 1), (Plan::Calls, 2)].into_iter().chain(Known::ALL.map(|k| (Plan::Only(k), 3)))
-        {
-            for (event, body) in play(plan, seed, 30_000) {
+        for plan in [Plan::Calls].into_iter().chain(Known::ALL.map(Plan::Only)) {
+            let mut bodies = HashSet::new();
+            // Past where the numbers of callers, lines and sentences come round together.
+            let many = if plan == Plan::Only(Known::Sms) { 80_000 } else { 12_000 };
+            for (event, body) in play(plan, 1, many) {
                 assert!(bodies.insert(body.clone()), "{event:?} twice: {}", String::from_utf8_lossy(&body));
             }
-            bodies.clear(); // Plans with a seed in common are not promised to be distinct.
         }
         let first: HashSet<_> = play(Plan::Calls, 1, 30_000).into_iter().map(|(_, body)| body).collect();
         assert!(play(Plan::Calls, 2, 30_000).iter().all(|(_, body)| !first.contains(body)));

@@ -1,0 +1,130 @@
+//! What librdkafka calls back, on our thread, from within `poll`.
+
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::Message;
+use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
+
+use super::{Producer, Role, Shared, faults, health, oauth, settings};
+use crate::clock;
+use crate::config::{self, KafkaSecurity};
+use crate::publish::{Disposition, Place, PublishError};
+
+/// A producer that reports to `shared`, with passwords and certificates as their files are now.
+pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> Result<Arc<Producer>, String> {
+    let settings = settings::producer(config)?;
+    let context = Context {
+        security: config.security.clone(),
+        shared: Arc::clone(shared),
+        role,
+        failed: AtomicBool::new(false),
+        producer: OnceLock::new(),
+    };
+    let producer = Producer::from_config_and_context(&settings, context).map_err(|error| settings::refusal(&error))?;
+    let producer = Arc::new(producer);
+    // Nobody else sets it, and without it a purged record is called withdrawn where it should be called fatal.
+    let _ = producer.client().context().producer.set(Arc::downgrade(&producer));
+    Ok(producer)
+}
+
+/// One for each producer.
+pub(super) struct Context {
+    security: KafkaSecurity,
+    shared: Arc<Shared>,
+    role: Role,
+    /// The producer failed for good.
+    pub failed: AtomicBool,
+    /// The producer whose context this is.
+    producer: OnceLock<Weak<Producer>>,
+}
+
+impl Context {
+    /// What a failure means, given how the producer ended. Where it failed for its own reasons all its records failed with it; where it
+    /// was stopped because one was refused, the others are only taken back.
+    fn judge(&self, error: &KafkaError) -> PublishError {
+        let meaning = faults::meaning(error);
+        match self.fatal_error() {
+            Some(Code::GaplessGuarantee) if meaning == PublishError::Fatal => PublishError::Withdrawn,
+            None | Some(Code::GaplessGuarantee) => meaning,
+            Some(_) if meaning.disposition() == Disposition::Retry => PublishError::Fatal,
+            Some(_) => meaning,
+        }
+    }
+
+    /// Why the producer failed for good, if it did.
+    fn fatal_error(&self) -> Option<Code> {
+        let producer = self.producer.get().and_then(Weak::upgrade)?;
+        producer.client().fatal_error().map(|(code, _)| code)
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
+        let sequence = sequence as u64;
+        match result {
+            // The offset is -1 where a broker had the record already and no longer knew where.
+            Ok(message) => {
+                let place = Place::Kafka { partition: message.partition(), offset: message.offset() };
+                self.shared.delivered(self.role, sequence, message.topic(), place);
+            }
+            Err((error, message)) => {
+                let refused = self.fatal_error() == Some(Code::GaplessGuarantee);
+                self.shared.failed(self.role, sequence, message.topic(), self.judge(error), refused);
+            }
+        }
+    }
+}
+
+impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    /// Asked for by librdkafka before it connects and well before a token ends.
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let token = oauth::fetch(&self.security)?;
+        Ok(OAuthToken {
+            token: token.access_token,
+            // Only for librdkafka's messages; the broker takes the name from the token.
+            principal_name: self.security.client_id.clone().unwrap_or_default(),
+            lifetime_ms: clock::now().plus(token.lifetime).as_micros() / 1000,
+        })
+    }
+
+    /// Dropped: libraries' lines never reach our log as they are, and what matters in them comes as an error or a report too.
+    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _line: &str) {}
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if self.role != Role::Main {
+            return;
+        }
+        let Some(any_up) = health::any_broker_up(statistics) else { return };
+        let change = self.shared.state().health.seen(any_up);
+        if let Some(change) = change {
+            self.shared.report(change);
+        }
+    }
+
+    /// rdkafka calls this twice for each error of a producer, which changes nothing.
+    fn error(&self, error: KafkaError, words: &str) {
+        let Some(code) = error.rdkafka_error_code() else { return };
+        if self.fatal_error().is_some() {
+            // Told once the thread has seen it; librdkafka gives the code of the cause here, not one of its own.
+            self.failed.store(true, Ordering::Relaxed);
+            return;
+        }
+        if self.role != Role::Main {
+            return;
+        }
+        let change = self.shared.state().health.trouble(code, words);
+        if let Some(change) = change {
+            self.shared.report(change);
+        }
+    }
+}

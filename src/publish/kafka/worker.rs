@@ -1,0 +1,184 @@
+//! The thread that polls the producer, judges when its time is over, and sees that every record has its report before the next takes over.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::{Producer as _, PurgeConfig};
+use tracing::warn;
+
+use super::context::make;
+use super::files::Files;
+use super::health::Health;
+use super::{Producer, Role, Shared};
+use crate::config;
+use crate::publish::Report;
+
+/// How long one look into librdkafka's queue lasts while records are open, which is how late a failed producer is noticed.
+const POLL_BUSY: Duration = Duration::from_millis(10);
+/// The same while none is.
+const POLL_IDLE: Duration = Duration::from_millis(100);
+/// Polls for which a producer that is only replaced may go on sending what it has: 2 s.
+const DRAIN_POLLS_SENT: u32 = 200;
+/// Polls for which a failed producer may wait for answers to what it has sent: 5 s. What is taken back after that may be published twice.
+const DRAIN_POLLS_ANSWERED: u32 = 500;
+/// Polls after which its records count as failed even without its word, which a thread that hangs in a DNS query may keep: 10 s.
+const DRAIN_POLLS_MAX: u32 = 1000;
+/// Pause before another producer replaces one that failed by itself; doubled each time until something is delivered.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Why a producer's time is over.
+enum End {
+    /// The sink is dropped.
+    Stopped,
+    /// A broker refused a record or topic for good, and the gapless guarantee stopped the producer before it sent anything later.
+    Refusal,
+    /// librdkafka gave up for its own reasons, which were reported.
+    Fault,
+    /// A password or certificate file has another content, with which this next producer was made.
+    Reload(Arc<Producer>),
+}
+
+/// What the thread owns.
+pub(super) struct Worker {
+    config: config::Kafka,
+    files: Files,
+    /// What was last said of files that no producer could be made with.
+    complaint: Option<String>,
+    shared: Arc<Shared>,
+    role: Role,
+}
+
+impl Worker {
+    /// `files` as they were before the first producer read them, if that is given to `run`.
+    pub fn new(config: config::Kafka, files: Files, shared: &Arc<Shared>, role: Role) -> Self {
+        Self { config, files, complaint: None, shared: Arc::clone(shared), role }
+    }
+
+    /// Serves one producer after the other, the first of them if it is given, until told to stop by the other end's going.
+    pub fn run(mut self, first: Option<Arc<Producer>>, stop: &Receiver<()>) {
+        let mut pause = PAUSE_MIN;
+        let mut next = first.or_else(|| {
+            self.files.read();
+            self.replace(Duration::ZERO, stop)
+        });
+        while let Some(producer) = next {
+            self.shared.install(self.role, Arc::clone(&producer));
+            let end = self.serve(&producer, stop);
+            self.shared.state().slot(self.role).producer = None;
+            self.drain(&producer, &end);
+            drop(producer);
+            if self.shared.state().slot(self.role).delivered {
+                pause = PAUSE_MIN;
+            }
+            next = match end {
+                End::Stopped => None,
+                End::Refusal => self.replace(Duration::ZERO, stop),
+                End::Reload(next) => Some(next),
+                End::Fault => {
+                    let next = self.replace(pause, stop);
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    next
+                }
+            };
+        }
+        let waiting = std::mem::take(&mut self.shared.state().slot(self.role).waiting);
+        self.shared.withdraw(waiting);
+    }
+
+    /// Polls until this producer's time is over.
+    fn serve(&mut self, producer: &Arc<Producer>, stop: &Receiver<()>) -> End {
+        loop {
+            let idle = self.shared.state().slot(self.role).open.is_empty();
+            let poll = if idle { POLL_IDLE } else { POLL_BUSY };
+            producer.poll(poll);
+            if matches!(stop.try_recv(), Err(TryRecvError::Disconnected)) {
+                return End::Stopped;
+            }
+            if let Some(next) = self.reload(poll) {
+                return End::Reload(next);
+            }
+            if !producer.client().context().failed.load(Ordering::Relaxed) {
+                continue;
+            }
+            match producer.client().fatal_error() {
+                Some((Code::GaplessGuarantee, _)) => return End::Refusal,
+                Some((code, words)) => {
+                    self.lost(|health| health.fatal(code, &words));
+                    return End::Fault;
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// A producer made with changed files. While they do not fit together, as in the middle of a rotation, the old one goes on.
+    fn reload(&mut self, passed: Duration) -> Option<Arc<Producer>> {
+        let change = self.files.changed(passed)?;
+        match make(&self.config, &self.shared, self.role) {
+            Ok(next) => {
+                self.files.accept(change);
+                self.complaint = None;
+                Some(next)
+            }
+            Err(detail) => {
+                if self.complaint.as_ref() != Some(&detail) {
+                    warn!("changed password or certificate files of a Kafka output cannot be used yet: {detail}");
+                    self.complaint = Some(detail);
+                }
+                None
+            }
+        }
+    }
+
+    /// Gets a report for each record that the producer still has. What it has not sent is taken back at once, unless it can still be
+    /// sent; what it has sent gets some seconds to be answered, as taking that back may publish it twice.
+    fn drain(&self, producer: &Producer, end: &End) {
+        let (sent, answered) = match end {
+            End::Stopped => (0, 0),
+            End::Refusal | End::Fault => (0, DRAIN_POLLS_ANSWERED),
+            End::Reload(_) if !self.shared.state().health.is_connected() => (0, DRAIN_POLLS_ANSWERED),
+            End::Reload(_) => (DRAIN_POLLS_SENT, DRAIN_POLLS_ANSWERED),
+        };
+        for poll in 0..DRAIN_POLLS_MAX {
+            if self.shared.state().slot(self.role).open.is_empty() {
+                return;
+            }
+            if poll >= sent {
+                // Again each time: what a broker refuses because its forerunner failed goes back into the queue. And without waiting for
+                // librdkafka's threads, of which one may hang.
+                let purge = PurgeConfig::default().queue().non_blocking();
+                producer.purge(if poll < answered { purge } else { purge.inflight() });
+            }
+            producer.poll(POLL_BUSY);
+        }
+        self.shared.abandon(self.role);
+    }
+
+    /// The next producer, after a pause; `None` when told to stop. Files that cannot be read just now are tried again.
+    fn replace(&self, mut pause: Duration, stop: &Receiver<()>) -> Option<Arc<Producer>> {
+        loop {
+            match stop.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return None,
+            }
+            match make(&self.config, &self.shared, self.role) {
+                Ok(producer) => return Some(producer),
+                Err(detail) => {
+                    self.lost(|health| health.unusable(detail));
+                    pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    /// The second producer's troubles are the main one's too, or will be; only that one says so.
+    fn lost(&self, say: impl FnOnce(&mut Health) -> Report) {
+        if self.role == Role::Main {
+            let lost = say(&mut self.shared.state().health);
+            self.shared.report(lost);
+        }
+    }
+}

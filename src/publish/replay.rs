@@ -1,0 +1,121 @@
+//! What orders ask of an output: not to send what was given up, and to send again what was published. Replays go beside the lanes, in batches
+//! that wait for their end: they are no debt, so they hold up nothing, count in no ledger, and keep no order among new events.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::output::Output;
+use super::{Disposition, Place, PublishError};
+use crate::journal::{Outcome, Read, Stored};
+
+/// Events that are on their way again at once, at the most.
+const BATCH_EVENTS: usize = 512;
+const BATCH_BYTES: usize = 2 << 20;
+/// How often rows of replays are looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a failure.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+pub(super) struct Replays {
+    open: HashMap<u64, (Stored, Arc<str>)>,
+    /// The progress by which the journal hears of the last batch.
+    told_in: u64,
+    /// Everything up to it was looked at in this walk through the rows.
+    position: u64,
+    not_before: Option<Instant>,
+}
+
+impl Replays {
+    pub fn is_open(&self, sequence: u64) -> bool {
+        self.open.contains_key(&sequence)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+impl Output {
+    /// Sends a batch of replays, if none is on its way and rows of some are there. True if any were sent.
+    pub(super) fn replay(&mut self, now: Instant) -> bool {
+        let replays = &self.replays;
+        let waits = replays.not_before.is_some_and(|at| now < at) || self.books.kept() < replays.told_in;
+        if waits || !replays.open.is_empty() || !self.connected || self.stop.borrow().is_some() {
+            return false;
+        }
+        let Ok(reads) = self.reader.to_replay(self.number, replays.position, BATCH_EVENTS, BATCH_BYTES) else {
+            self.replays.not_before = Some(now + LOOK_EVERY);
+            return false;
+        };
+        if reads.is_empty() {
+            self.replays.position = 0;
+            self.replays.not_before = Some(now + LOOK_EVERY);
+            return false;
+        }
+        let mut sent = false;
+        for read in reads {
+            self.replays.position = read.sequence();
+            let Read::Event(stored) = read else { continue }; // `journal verify` names it.
+            let topic = self.router.route(&stored.event.account, &stored.event.name);
+            let held = self.lanes.iter().any(|lane| lane.topic == topic && lane.is_stuck(now));
+            if held || self.open.contains_key(&stored.sequence) {
+                continue; // The next walk finds it again.
+            }
+            let record = catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &stored, true)));
+            let Ok(record) = record else { continue };
+            self.replays.open.insert(stored.sequence, (stored, topic));
+            self.sink.send(record);
+            sent = true;
+        }
+        sent
+    }
+
+    /// A replay was confirmed, or failed.
+    pub(super) fn replay_ended(&mut self, sequence: u64, result: Result<Place, PublishError>, now: Instant) {
+        let Some((stored, topic)) = self.replays.open.remove(&sequence) else { return };
+        match result {
+            Ok(place) => {
+                self.metrics.publish.replayed.with_label_values(&[self.name.as_str()]).inc();
+                self.books.replayed(&stored, &topic, Outcome::Replayed(place));
+            }
+            Err(error) if error.disposition() == Disposition::Park => {
+                self.count_failure(&error);
+                let reason = error.reason();
+                warn!(output = %self.name, topic = %topic, event.sequence = sequence, reason, "an event is not sent again, the broker does not take it");
+                self.books.replayed(&stored, &topic, Outcome::NotReplayed { reason });
+            }
+            Err(error) => {
+                self.count_failure(&error);
+                self.replays.not_before = Some(now + AGAIN_AFTER);
+            }
+        }
+        self.replays.told_in = self.books.number();
+    }
+
+    /// Takes out of memory what orders gave up, as far as it is not in flight.
+    pub(super) fn give_up(&mut self) {
+        self.given_up.extend(self.journal.given_up(self.number));
+        if self.given_up.is_empty() {
+            return;
+        }
+        for lane in &mut self.lanes {
+            for item in lane.give_up(&self.given_up) {
+                self.in_memory -= 1;
+                self.bytes_in_memory -= item.bytes;
+                self.books.given_up(item.sequence());
+                if !item.row {
+                    self.window.pass(item.sequence());
+                }
+            }
+        }
+        // What was read and not yet given to a lane is passed over there, and what is not read yet, when it is; what is in flight may come back.
+        let ahead: HashSet<u64> = self.ahead.iter().map(Read::sequence).collect();
+        let lanes = &self.lanes;
+        self.given_up.retain(|sequence| ahead.contains(sequence) || lanes.iter().any(|lane| lane.is_open(*sequence)));
+    }
+}

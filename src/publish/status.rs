@@ -1,0 +1,48 @@
+//! What each output shows of itself on the status page, beside its metrics. Nothing of an event's content is here.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::config::OutputName;
+
+/// An output as its publisher sees it now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct OutputStatus {
+    /// `kafka`, `rabbitmq` or `console`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The broker answers.
+    pub up: bool,
+    pub pending: u64,
+    pub parked: u64,
+    /// Topics or routing keys whose events wait until somebody mends them.
+    pub held: Vec<HeldTopic>,
+    /// One line, without any content of events or secrets.
+    pub last_error: Option<String>,
+    /// Of the oldest pending event; 0 when there is none.
+    pub oldest_pending_age_seconds: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct HeldTopic {
+    pub topic: String,
+    /// As in the metric `topic_held`.
+    pub reason: &'static str,
+}
+
+/// Where each output keeps its [`OutputStatus`] for others to see. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs(Arc<Mutex<BTreeMap<OutputName, OutputStatus>>>);
+
+impl Outputs {
+    /// Changes what is shown of one output, which is shown from then on. `change` must not block.
+    pub fn update(&self, output: &OutputName, change: impl FnOnce(&mut OutputStatus)) {
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(output.clone()).or_default());
+    }
+
+    pub fn all(&self) -> BTreeMap<OutputName, OutputStatus> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
