@@ -251,6 +251,11 @@ fn create(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// The file's content is wrong, which no waiting mends.
+pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
 fn io_error(path: &Path, error: io::Error) -> OpenError {
     match error.kind() {
         io::ErrorKind::PermissionDenied => OpenError::Forbidden(path.to_owned(), error),

@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
 pub mod export;
+mod database;
 mod file;
 pub mod inspect;
 mod ledger;
@@ -26,6 +27,7 @@ pub mod orders;
 mod progress;
 mod reader;
 mod retention;
+mod room;
 mod row;
 mod seen;
 pub mod selection;

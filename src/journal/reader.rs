@@ -37,8 +37,33 @@ impl Reader {
         Ok(result)
     }
 
-    /// Up to `limit` events behind `after` and up to `through`, in order, of at most `bytes` unless the first alone is larger.
+    /// Up to `limit` events behind `after` and up to `through`, in order, of at most `bytes` unless the first alone is larger. Those that lie on
+    /// a page which SQLite cannot read come as [`Read::Corrupt`], and what is behind them as ever.
     pub fn events(&mut self, after: u64, through: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
+        match self.events_at_once(after, through, limit, bytes) {
+            Err(error) if file::is_corrupt(&error) => self.events_one_by_one(after, through, limit),
+            result => result,
+        }
+    }
+
+    fn events_one_by_one(&mut self, after: u64, through: u64, limit: usize) -> rusqlite::Result<Vec<Read>> {
+        let last =
+            self.with(|db| db.query_row("SELECT max(sequence) FROM events", [], |row| row.get::<_, Option<i64>>(0)))?;
+        let mut reads = Vec::new();
+        for sequence in after + 1..=through.min(last.unwrap_or(0) as u64) {
+            match self.events_at_once(sequence - 1, sequence, 1, 0) {
+                Ok(read) => reads.extend(read),
+                Err(error) if file::is_corrupt(&error) => reads.push(Read::Corrupt { sequence }),
+                Err(error) => return Err(error),
+            }
+            if reads.len() == limit {
+                break;
+            }
+        }
+        Ok(reads)
+    }
+
+    fn events_at_once(&mut self, after: u64, through: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
         self.with(|db| {
             let sql = format!(
                 "SELECT {} FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
@@ -198,4 +223,45 @@ fn take(mut rows: rusqlite::Rows<'_>, bytes: usize) -> rusqlite::Result<Vec<Read
         left -= size;
     }
     Ok(reads)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+
+    use super::*;
+    use crate::authenticate::Verified;
+    use crate::clock;
+    use crate::normalize::normalize;
+
+    #[test]
+    fn a_page_that_cannot_be_read_costs_its_own_events_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let lock = file::lock(&path).unwrap();
+        let db = file::open(&path, 1 << 30, &lock, clock::now()).unwrap();
+        let event = normalize(Verified::for_test("default", 1_736_937_000, &[b'x'; 1000]), &[]);
+        for sequence in 1..=200 {
+            row::insert(&mut db.prepare_cached(row::INSERT).unwrap(), sequence, &event).unwrap();
+        }
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        drop(db);
+        // The file's last pages but a few hold events; the first bytes of a page say what it is.
+        let pages = std::fs::metadata(&path).unwrap().len() / 8192;
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.seek(SeekFrom::Start((pages - 5) * 8192)).unwrap();
+        file.write_all(&[0xff; 64]).unwrap();
+        drop(file);
+        let (mut whole, mut corrupt, mut after) = (0, 0, 0);
+        let mut reader = Reader::new(&path);
+        loop {
+            let reads = reader.events(after, u64::MAX, 50, 1 << 20).unwrap();
+            let Some(last) = reads.last() else { break };
+            after = last.sequence();
+            corrupt += reads.iter().filter(|read| matches!(read, Read::Corrupt { .. })).count();
+            whole += reads.iter().filter(|read| matches!(read, Read::Event(_))).count();
+        }
+        assert_eq!((after, whole + corrupt), (200, 200));
+        assert!((1..=10).contains(&corrupt), "{corrupt} of a page's");
+    }
 }
