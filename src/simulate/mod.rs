@@ -1,6 +1,6 @@
 //! A SIPSIM: plays calls, signs their events, posts them, and counts what a real one would have lost.
 //!
-//! [`calls`] makes the bodies, [`line`] signs and posts one at a time, [`run`] does so over several connections and on a schedule.
+//! [`calls`] makes the bodies, [`mod@line`] signs and posts one at a time, [`run`] does so over several connections and on a schedule.
 
 pub mod calls;
 mod connect;

@@ -183,7 +183,7 @@ impl Publisher {
         });
     }
 
-    /// Looks at all that has news, then gives the verdicts: see [`ready`] for why in this order.
+    /// Looks at all that has news, then gives the verdicts: see [`super::ready`] for why in this order.
     fn settle(&mut self, session: &mut Session) -> Result<(), End> {
         let mut news = Vec::new();
         loop {
