@@ -438,7 +438,6 @@ mod tests {
             ("sipsim-relay verify --body b", MissingRequiredArgument),
             ("sipsim-relay verify --last --fresh", ArgumentConflict),
             ("sipsim-relay journal trace", MissingRequiredArgument),
-            ("sipsim-relay journal trace --until 14:20", MissingRequiredArgument),
             ("sipsim-relay journal list --since noon", ValueValidation),
             ("sipsim-relay journal list --state lost", InvalidValue),
             ("sipsim-relay journal show --id 1", ValueValidation),
