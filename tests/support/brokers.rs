@@ -127,7 +127,8 @@ impl Brokers {
     pub fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
         let address = self.management().trim_start_matches("http://").parse().expect("an address");
         let headers = [("Authorization", "Basic Z3Vlc3Q6Z3Vlc3Q="), ("Content-Type", "application/json")];
-        let answer = Client::connect(address)
+        // RabbitMQ answers a changed policy once its queues have taken it up, which a busy one does late.
+        let answer = Client::connect_with(address, Duration::from_secs(170))
             .and_then(|mut client| client.request(method, path, &headers, body.as_bytes()))
             .expect("the management API answers");
         assert!((200..300).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());

@@ -36,7 +36,11 @@ pub struct Client {
 impl Client {
     /// Waits at most 10 s for the connection, and for each piece of an answer.
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let limit = Duration::from_secs(10);
+        Self::connect_with(address, Duration::from_secs(10))
+    }
+
+    /// Waits at most `limit` for each of them.
+    pub fn connect_with(address: SocketAddr, limit: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, limit)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(limit))?;

@@ -1,7 +1,6 @@
 //! A sink at a real broker, an operator who does things to that broker, and an output that sends as the relay's does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
@@ -19,7 +18,7 @@ use sipsim_relay::publish::{PublishError, Record, Report, Sink};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
-use crate::support::Brokers;
+use crate::support::{Brokers, free_address};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,8 +63,7 @@ impl Broker {
         let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
         std::fs::write(&certificate, made.cert.pem()).unwrap();
         std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        // Below the range that clients get their ports from, which is taken now and then.
-        let port = (12_000..20_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
+        let port = free_address().port();
         let lines = [
             "max_message_size = 1000000".to_owned(),
             format!("listeners.ssl.1 = 127.0.0.1:{port}"),
