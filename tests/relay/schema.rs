@@ -88,7 +88,10 @@ fn whatever_is_published_is_valid() {
         sent.insert(id, what.clone());
     }
     let to = format!("http://{}/webhooks/sipsim", relay.ingress);
-    succeed(relay.command(&["simulate", "--to", &to, "--secret-file", "data/secrets/sipsim"]), Duration::from_secs(60));
+    succeed(
+        &mut relay.command(&["simulate", "--to", &to, "--secret-file", "data/secrets/sipsim"]),
+        Duration::from_secs(60),
+    );
     wait_until("all to be published", Duration::from_secs(30), || {
         relay.metrics().get("sipsim_relay_events_pending", &[("output", "console")]) == 0.0
     });
