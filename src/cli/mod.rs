@@ -229,7 +229,7 @@ pub enum TopicsFormat {
     /// For people
     #[default]
     Text,
-    /// kafka-topics.sh commands
+    /// A script of kafka-topics.sh commands
     Kafka,
     /// KafkaTopic resources
     Strimzi,
