@@ -4,7 +4,7 @@
 //     KAFKA=127.0.0.1:9092 TOPICS=sipsim.call,sipsim.sms SECRET_FILE=secret node kafka.js
 const crypto = require("crypto");
 const fs = require("fs");
-const { Kafka } = require("kafkajs");
+const { Kafka, logLevel } = require("kafkajs");
 const { Kafka: cloudevents } = require("cloudevents");
 const { once } = require("./handled");
 
@@ -34,7 +34,7 @@ async function take({ topic, partition, message }) {
 }
 
 async function main() {
-  const kafka = new Kafka({ brokers: process.env.KAFKA.split(",") });
+  const kafka = new Kafka({ brokers: process.env.KAFKA.split(","), logLevel: logLevel.WARN });
   const consumer = kafka.consumer({ groupId: process.env.GROUP || "example" });
   await consumer.connect();
   await consumer.subscribe({ topics: process.env.TOPICS.split(","), fromBeginning: true });

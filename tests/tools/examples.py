@@ -234,7 +234,8 @@ class Consumer:
             wait(f"{self.name} to refuse both forged records", lambda: (self.output / "stderr").read_text().count("not from SIPSIM") == 2)
         lines = self.lines()
         if len(lines) != len(expected):
-            sys.exit(f"{self.name} printed {len(lines)} events for {len(expected)}")
+            twice = [" ".join(line) for line in lines if lines.count(line) > 1 or line[0] not in {id for id, _ in expected}]
+            sys.exit(f"{self.name} printed {len(lines)} events for {len(expected)}, among them {twice}. {(self.output / 'stderr').read_text()[-2000:]}")
         calls, seen = collections.defaultdict(list), collections.defaultdict(list)
         for id, call in expected:
             calls[call].append(id)
