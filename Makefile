@@ -34,3 +34,7 @@ bench: build-needs ## measures a release build beside its floor and bare clients
 build-needs:
 	@command -v cargo >/dev/null || { echo "Rust (1.88 or newer) is missing: see https://rustup.rs" >&2; exit 1; }
 	@scripts/need $(BUILD_NEEDS)
+
+.PHONY: check-deploy check-kubernetes rollout
+check-deploy: build-needs ## the Helm chart over a matrix of values, the image's bare root, compose file, systemd unit: two minutes; ARGS=--release
+	scripts/check-deploy $(ARGS)
