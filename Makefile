@@ -38,3 +38,11 @@ build-needs:
 .PHONY: check-deploy check-kubernetes rollout
 check-deploy: build-needs ## the Helm chart over a matrix of values, the image's bare root, compose file, systemd unit: two minutes; ARGS=--release
 	scripts/check-deploy $(ARGS)
+
+check-kubernetes: ## the chart on a real Kubernetes API server: installed, upgraded, scaled, uninstalled; wants Go, the first run takes ten minutes more
+	scripts/check-kubernetes
+
+# ROLLOUT_ROUNDS and ROLLOUT_DELAY (seconds of shutdown.delay and of shutdown.drain) make it longer or shorter.
+rollout: build-needs ## three relays behind a real HAProxy, restarted, killed, scaled, while the broker is away: the long form, six minutes
+	scripts/brokers fetch all
+	ROLLOUT_ROUNDS=$${ROLLOUT_ROUNDS:-3} ROLLOUT_DELAY=$${ROLLOUT_DELAY:-5} cargo test --locked --test rollout -- --nocapture
