@@ -5,6 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod disk;
+mod power;
+mod relay;
+
 use support::scene;
 
 fn from_environment(name: &str, otherwise: u64) -> u64 {
