@@ -5,9 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod damage;
 mod disk;
 mod power;
 mod relay;
+mod versions;
 
 use support::scene;
 
