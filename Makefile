@@ -27,6 +27,11 @@ faults: build-needs ## the long form of the tests of crashes and outages, with r
 	scripts/brokers fetch all
 	cargo test --locked --test faults -- --nocapture --test-threads 1
 
+.PHONY: examples
+examples: build-needs ## runs the consumers of examples/ in Python, Node.js and Java against real brokers, and applies what `topics` prints
+	cargo build --locked
+	scripts/python tests/tools/examples.py target/debug/sipsim-relay python node java
+
 bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
 	cargo bench --locked --bench bench -- $(ARGS)
 
