@@ -35,6 +35,7 @@ pub mod selection;
 mod writer;
 
 pub use file::OpenError;
+pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
 pub use progress::{About, Apart, Outcome, Progress, Settlement};
 pub use reader::{ApartRow, Reader};

@@ -113,6 +113,8 @@ impl Writer {
                     self.shared.at_disk(|| db.measure(&self.options, &self.shared));
                     if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
+                    } else if !db.room.take(group.appends.len(), group.bytes, self.options.config.free_min) {
+                        refuse_appends(&mut group, AppendError::Disk);
                     }
                     let begun = Instant::now();
                     match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
@@ -207,10 +209,10 @@ impl Writer {
             None => file::lock(path)?,
         };
         let now = clock::now();
-        let size_max = self.options.config.size_max;
+        let log_max = file::log_max(&self.options.config);
         let opened = match self.corrupt.take() {
             Some(why) => Err(OpenError::Unreadable(why)),
-            None => file::open(path, size_max, &lock, now),
+            None => file::open(path, log_max, &lock, now),
         };
         let opened = match opened {
             Err(OpenError::Unreadable(why)) if !self.options.set_aside => {
@@ -220,7 +222,7 @@ impl Writer {
             Err(OpenError::Unreadable(why)) => match file::set_aside(path, now) {
                 Ok(aside) => {
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
-                    file::open(path, size_max, &lock, now)
+                    file::open(path, log_max, &lock, now)
                 }
                 Err(error) => Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display()))),
             },
