@@ -265,7 +265,7 @@ fn seconds(seconds: f64) -> Duration {
 
 fn write_journal(page: &mut String, status: &Status) -> std::fmt::Result {
     let journal = &status.journal;
-    writeln!(
+    write!(
         page,
         "<h2>Journal</h2>\n<p><meter min=\"0\" max=\"1\" low=\"0.8\" high=\"0.95\" optimum=\"0\" value=\"{:.3}\" aria-label=\"fill\"></meter> \
          {} of {} ({:.1} %), {} free on the disk",
