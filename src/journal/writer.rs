@@ -103,12 +103,12 @@ impl Writer {
             match &mut self.db {
                 None => refuse(&mut group, AppendError::Disk),
                 Some(db) => {
-                    db.measure(&self.options, &self.shared);
+                    self.shared.at_disk(|| db.measure(&self.options, &self.shared));
                     if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
                     }
                     let begun = Instant::now();
-                    match db.write(&group, &self.options, self.started) {
+                    match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
                         Ok(outcome) => {
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                         }
@@ -166,7 +166,8 @@ impl Writer {
         if self.db.is_some() || Instant::now() < self.reopen_at {
             return;
         }
-        match self.reopen() {
+        let shared = Arc::clone(&self.shared);
+        match shared.at_disk(|| self.reopen()) {
             Ok(db) => {
                 let was = self.shared.health.send_replace(Health::Ready);
                 if let Health::Failing(_) = was {

@@ -5,6 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod damage;
+mod disk;
+mod power;
+mod relay;
+mod versions;
+
 use support::scene;
 
 fn from_environment(name: &str, otherwise: u64) -> u64 {
