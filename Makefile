@@ -36,6 +36,13 @@ examples: build-needs ## runs the consumers of examples/ in Python, Node.js and 
 bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
 	cargo bench --locked --bench bench -- $(ARGS)
 
+.PHONY: status-page
+# Apart from `make test`, since Chromium is 350 MB of packages; the page's text and policy are in the unit tests.
+status-page: build-needs ## the status page in a real Chromium, well and in three kinds of trouble; leaves pictures in target/status-page
+	scripts/need chromium:chromium chromedriver:chromium-driver
+	cargo build --locked
+	scripts/python tests/tools/status_page.py target/debug/sipsim-relay target/status-page
+
 .PHONY: build-needs
 build-needs:
 	@command -v cargo >/dev/null || { echo "Rust (1.88 or newer) is missing: see https://rustup.rs" >&2; exit 1; }

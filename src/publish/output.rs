@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::books::Books;
 use super::encode::Encoder;
@@ -398,6 +398,14 @@ impl Output {
         if let Some(sent_at) = item.sent_at {
             self.series.duration.observe(now.duration_since(sent_at).as_secs_f64());
         }
+        let (partition, offset) = match place {
+            Place::Kafka { partition, offset } => (Some(partition), Some(offset)),
+            Place::Confirmed => (None, None),
+        };
+        debug!(
+            output = %self.name, topic = %lane.topic, event.id = %event.id, event.sequence = sequence,
+            kafka.partition = partition, kafka.offset = offset, "an event is published to {}", lane.topic
+        );
         self.books.published(item, &lane.topic, place, at);
     }
 
