@@ -23,6 +23,7 @@ mod faults;
 mod files;
 mod health;
 mod lanes;
+pub mod live;
 mod oauth;
 mod settings;
 mod worker;

@@ -21,6 +21,7 @@ pub mod rabbitmq;
 mod replay;
 pub mod routes;
 mod series;
+mod tls;
 pub mod topology;
 mod window;
 
