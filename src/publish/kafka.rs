@@ -33,6 +33,7 @@ pub use create::{Made, create_topics};
 use files::Files;
 use health::Health;
 use lanes::{Admission, Lanes};
+pub use settings::{BATCH_BYTES, batch_bytes};
 use worker::Worker;
 
 /// A record's number travels through librdkafka in a pointer.

@@ -18,10 +18,15 @@ const RECORD_MAX: u32 = 64 * 1024 * 1024;
 /// Bytes of one batch. A record larger than this always travels alone, and a broker that finds one record too large refuses its
 /// whole batch; so this has to be below every `max.message.bytes` that is in use. The smallest known is 256 KiB (Azure Event Hubs, basic);
 /// the broker's own default is 1 MiB. Smaller costs throughput: 128 KiB are some hundred records, and five such requests may be under way.
-const BATCH_BYTES: u32 = 128 * 1024;
+pub const BATCH_BYTES: u32 = 128 * 1024;
 
 /// How often librdkafka tells the state of its connections. Three of them without a connection make an outage.
 const STATISTICS_MS: u32 = 500;
+
+/// Bytes that one batch may have, with the operator's own properties.
+pub fn batch_bytes(config: &config::Kafka) -> u32 {
+    config.properties.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH_BYTES)
+}
 
 /// The settings of a producer, with passwords read now. The error names the file or key, and has no secret in it.
 pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
