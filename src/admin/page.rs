@@ -98,8 +98,31 @@ fn write_outputs(page: &mut String, status: &Status) -> std::fmt::Result {
             output.parked,
             Text(output.last_error.as_deref().unwrap_or("")),
         )?;
+        // No publisher tells of it: it is in the journal alone.
+        if output.kind.is_empty() && output.pending + output.parked > 0 {
+            writeln!(
+                page,
+                "<tr><td colspan=\"7\" class=\"bad\">{0} was removed from the configuration and still owes these; put it back, and it pays, \
+                 or give them up: sipsim-relay journal forget --output {0} --yes</tr>",
+                Text(name)
+            )?;
+        }
+        if output.parked > 0 {
+            writeln!(
+                page,
+                "<tr><td colspan=\"7\" class=\"bad\">parked: see sipsim-relay journal list --state parked --output {0}; once mended: \
+                 sipsim-relay journal requeue --output {0}; to give them up: sipsim-relay journal discard --output {0} --state parked --yes</tr>",
+                Text(name)
+            )?;
+        }
         for held in &output.held {
-            writeln!(page, "<tr><td colspan=\"7\" class=\"bad\">held: {} ({})</tr>", Text(&held.topic), held.reason)?;
+            writeln!(
+                page,
+                "<tr><td colspan=\"7\" class=\"bad\">held: {} ({}): {}</tr>",
+                Text(&held.topic),
+                held.reason,
+                Text(held.mend)
+            )?;
         }
     }
     page.write_str("</table>\n")

@@ -151,7 +151,7 @@ async fn the_status_is_shown_to_people_and_machines() {
             up: false,
             pending: 0,
             parked: 0,
-            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
+            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing", mend: "make it" }],
             last_error: Some("no <broker>".into()),
             oldest_pending_age_seconds: 61.5,
         };

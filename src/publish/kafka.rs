@@ -114,6 +114,10 @@ impl Kafka {
 }
 
 impl Sink for Kafka {
+    fn is_silent_on_faults(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, record: Record) {
         let probing = self.shared.admit(&mut self.shared.state(), record);
         if probing && self.probing.is_none() {

@@ -19,9 +19,11 @@ mod http;
 mod load;
 mod metrics;
 mod odd;
+mod proxy;
 pub mod oracle;
 mod relay;
 pub mod scene;
+pub mod troubles;
 pub mod whole;
 
 pub use brokers::{Brokers, Message};
@@ -30,6 +32,7 @@ pub use http::{Answer, Client};
 pub use load::{Load, Sent};
 pub use metrics::Metrics;
 pub use odd::{EXTRA, Odd, odd_bodies};
+pub use proxy::Proxy;
 pub use relay::{PATH, Relay, SECRET, free_address, program};
 
 /// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.

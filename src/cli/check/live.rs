@@ -217,7 +217,7 @@ fn replicas(findings: &mut Findings, brokers: &str, cluster: &Cluster) {
     };
     let never = with(&|topic, min| topic.replicas < min);
     let mend = alter(&never, "min.insync.replicas=1");
-    let what = "it has fewer replicas than its min.insync.replicas asks for, so nothing is ever confirmed: add replicas, or lower it";
+    let what = "it has fewer replicas than its min.insync.replicas asks for, so older Kafkas never confirm anything, and newer ones count the replicas that there are: add replicas, or lower it";
     findings.about(Level::Problem, "topic", never, what, mend);
     let now = with(&|topic, min| topic.replicas >= min && topic.in_sync < min);
     let mend = Some(format!("kafka-topics.sh --bootstrap-server {brokers} --describe --under-min-isr-partitions"));

@@ -36,6 +36,7 @@ pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
     };
     set("acks", "all");
     set("enable.idempotence", "true");
+    set("request.timeout.ms", "10000");
     // What idempotence allows at most; the broker remembers the last five batches of a producer.
     set("max.in.flight.requests.per.connection", "5");
     // Without it, librdkafka goes on sending what is queued behind a batch that was refused for good: its thread has the next requests
@@ -91,6 +92,9 @@ pub fn connection(config: &config::Kafka) -> Result<ClientConfig, String> {
     set("reconnect.backoff.max.ms", "500");
     // A line that was cut without a word is noticed by the kernel, also while nothing is sent.
     set("socket.keepalive.enable", "true");
+    // A broker that hangs with its sockets open is noticed after this, instead of 60 s. What it has to answer is sent again with the same
+    // numbers, so that it is not published twice; and it must be longer than `request.timeout.ms`, for which a broker may wait for replicas.
+    set("socket.timeout.ms", "20000");
     // The default of 30 s would keep us at one dead address of several for as long.
     set("socket.connection.setup.timeout.ms", "10000");
     set("security.protocol", protocol);
