@@ -21,6 +21,7 @@ pub mod healthcheck;
 pub mod journal;
 pub mod logging;
 pub mod run;
+pub mod schema;
 pub mod sign;
 pub mod simulate;
 pub mod topics;
@@ -93,6 +94,16 @@ Exit 0 only when nothing is pending or parked, else 1 and what is left. Refuses 
         /// End after so long without progress
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
         timeout: Duration,
+    },
+    /// Print the JSON Schema of an event, of the envelope, or of relay.toml
+    #[command(after_help = "Examples:
+  sipsim-relay schema incoming_call_end   what `data` holds
+  sipsim-relay schema envelope            what is around it
+  sipsim-relay schema configuration > relay.toml.schema.json
+With `#:schema ./relay.toml.schema.json` as the first line of relay.toml, editors that speak Taplo complete and check it.")]
+    Schema {
+        #[arg(value_name = "EVENT|envelope|configuration", value_parser = schema::parser())]
+        of: schema::Of,
     },
     /// Print completions for a shell
     #[command(
@@ -225,7 +236,7 @@ pub enum TopicsFormat {
     /// For people
     #[default]
     Text,
-    /// kafka-topics.sh commands
+    /// A script of kafka-topics.sh commands
     Kafka,
     /// KafkaTopic resources
     Strimzi,
@@ -247,6 +258,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Healthcheck(args) => healthcheck(config, &args),
         Command::Drain { timeout } => drain::drain(config, timeout),
         Command::Journal(command) => journal::journal(config, &command),
+        Command::Schema { of } => print(of.text().as_bytes()),
         Command::Completions { shell } => completions(shell),
     };
     match ended {
@@ -418,6 +430,9 @@ mod tests {
             "sipsim-relay journal forget --output k --yes",
             "sipsim-relay journal verify",
             "sipsim-relay drain --timeout 30s",
+            "sipsim-relay schema incoming_call_end_chain_member_call",
+            "sipsim-relay schema envelope",
+            "sipsim-relay schema configuration",
             "sipsim-relay completions zsh",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
@@ -451,6 +466,8 @@ mod tests {
             ("sipsim-relay journal discard --yes", MissingRequiredArgument),
             ("sipsim-relay journal forget --yes", MissingRequiredArgument),
             ("sipsim-relay drain --timeout 0s", ValueValidation),
+            ("sipsim-relay schema", MissingRequiredArgument),
+            ("sipsim-relay schema fax", InvalidValue),
             ("sipsim-relay journal", DisplayHelpOnMissingArgumentOrSubcommand),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{logging, notice};
-use crate::admin::{Admin, Health, Sources};
+use crate::admin::{Admin, Health, Pace, Sources};
 use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
 use crate::config::{self, Config, Loaded, Problems};
@@ -156,8 +156,10 @@ impl Relay {
             instance: config.instance.clone(),
             started_at: clock::now(),
             accounts: accounts.names().collect(),
+            journal_free_min: config.journal.free_min,
             metrics: Arc::clone(&metrics),
             health: Arc::clone(&health),
+            pace: Pace::default(),
             rows: {
                 let journal = journal.clone();
                 Arc::new(move || journal.outputs())

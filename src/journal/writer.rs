@@ -103,12 +103,12 @@ impl Writer {
             match &mut self.db {
                 None => refuse(&mut group, AppendError::Disk),
                 Some(db) => {
-                    db.measure(&self.options, &self.shared);
+                    self.shared.at_disk(|| db.measure(&self.options, &self.shared));
                     if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
                     }
                     let begun = Instant::now();
-                    match db.write(&group, &self.options, self.started) {
+                    match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
                         Ok(outcome) => {
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                         }
@@ -166,7 +166,8 @@ impl Writer {
         if self.db.is_some() || Instant::now() < self.reopen_at {
             return;
         }
-        match self.reopen() {
+        let shared = Arc::clone(&self.shared);
+        match shared.at_disk(|| self.reopen()) {
             Ok(db) => {
                 let was = self.shared.health.send_replace(Health::Ready);
                 if let Health::Failing(_) = was {
@@ -310,24 +311,25 @@ fn tell(shared: &Shared, step: orders::Step) {
 
 /// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
 fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize]) {
-    let mut kinds: Vec<(&AccountName, &EventName, bool, u64)> = Vec::new();
+    let mut kinds: Vec<(&AccountName, &EventName, bool, u64, Timestamp)> = Vec::new();
     let mut heard: Vec<(&AccountName, Timestamp)> = Vec::new();
     let new = appends.iter().zip(receipts).enumerate().filter(|(_, (_, receipt))| !receipt.duplicate);
     for (place, (Append { event, .. }, _)) in new {
         let gone = discarded.binary_search(&place).is_ok();
-        let same = |kind: &&mut (&AccountName, &EventName, bool, u64)| {
+        let same = |kind: &&mut (&AccountName, &EventName, bool, u64, Timestamp)| {
             (kind.0, kind.1, kind.2) == (&event.account, &event.name, gone)
         };
         match kinds.iter_mut().find(same) {
-            Some((.., count)) => *count += 1,
-            None => kinds.push((&event.account, &event.name, gone, 1)),
+            Some((.., count, at)) => (*count, *at) = (*count + 1, event.received_at),
+            None => kinds.push((&event.account, &event.name, gone, 1, event.received_at)),
         }
         match heard.iter_mut().find(|(account, _)| **account == event.account) {
             Some((_, at)) => *at = event.received_at,
             None => heard.push((&event.account, event.received_at)),
         }
     }
-    for (account, name, gone, count) in kinds {
+    for (account, name, gone, count, at) in kinds {
+        metrics.accounts.arrived(account.as_str(), name.as_str(), at);
         let counter = if gone { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
         counter.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
     }

@@ -377,7 +377,7 @@ impl Output {
                 self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(0);
                 self.status.update(&self.name, |status| {
                     status.up = false;
-                    status.last_error = Some(detail);
+                    status.failed(detail, clock::now());
                 });
             }
         }
@@ -436,6 +436,8 @@ impl Output {
             "an event is parked, the broker does not take it: {detail}"
         );
         self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), reason]).inc();
+        let seen = format!("an event of {} is parked, {reason}: {detail}", lane.topic);
+        self.status.update(&self.name, |status| status.failed(seen.trim_end_matches(": ").to_owned(), clock::now()));
         self.in_memory -= 1;
         self.bytes_in_memory -= item.bytes;
         self.window.pass(item.sequence());

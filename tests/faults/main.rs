@@ -5,6 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod damage;
+mod disk;
+mod power;
+mod relay;
+mod versions;
+
 use std::time::Duration;
 
 use support::{scene, troubles};
