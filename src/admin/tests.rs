@@ -153,7 +153,7 @@ async fn the_status_is_shown_to_people_and_machines() {
             up: false,
             pending: 0,
             parked: 0,
-            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
+            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing", mend: "make it" }],
             last_error: Some("no <broker>".into()),
             last_error_at: Some("2025-01-15T10:29:00Z".into()),
             oldest_pending_age_seconds: 61.5,
