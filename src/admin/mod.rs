@@ -17,16 +17,18 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
 use tracing::warn;
 
 mod health;
+mod pace;
 mod page;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use health::{Check, Health, JournalHealth};
+pub use pace::Pace;
 pub use status::{LastRefused, Sources, Status};
 
 use crate::{clock, config};
@@ -66,6 +68,8 @@ impl Admin {
 
     /// Answers until dropped. Never ends by itself: to be spawned, and aborted last of all.
     pub async fn serve(self) {
+        let mut sampling = JoinSet::new(); // Ends with this.
+        sampling.spawn(sample(Arc::clone(&self.sources)));
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         let mut is_failing = false;
@@ -92,6 +96,16 @@ impl Admin {
                 }
             }
         }
+    }
+}
+
+/// Feeds the rates of the status page.
+async fn sample(sources: Arc<Sources>) {
+    let mut ticks = tokio::time::interval(pace::EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let at = ticks.tick().await;
+        sources.sample(at.into_std());
     }
 }
 

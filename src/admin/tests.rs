@@ -48,8 +48,10 @@ async fn start() -> Running {
         instance: "<relay & co>".into(),
         started_at: clock::now(),
         accounts: config.accounts.iter().map(|account| account.name.clone()).collect(),
+        journal_free_min: config.journal.free_min,
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
+        pace: Pace::default(),
         rows: {
             let rows = Arc::clone(&rows);
             Arc::new(move || rows.lock().unwrap().clone())
@@ -153,9 +155,16 @@ async fn the_status_is_shown_to_people_and_machines() {
             parked: 0,
             held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
             last_error: Some("no <broker>".into()),
+            last_error_at: Some("2025-01-15T10:29:00Z".into()),
             oldest_pending_age_seconds: 61.5,
         };
     });
+
+    relay.metrics.accounts.secret_last_used.with_label_values(&["default", "new & old"]).set(1_736_937_000.0);
+    relay.metrics.accounts.secret_last_used.with_label_values(&["default", "other"]);
+    relay.metrics.accounts.accepted.with_label_values(&["default", "sms"]).inc_by(3);
+    relay.metrics.accounts.arrived("default", "sms", clock::now().minus(Duration::from_secs(90)));
+    relay.metrics.accounts.arrived("default", "voicemail", clock::now().minus(Duration::from_secs(7300)));
 
     // How many wait is the journal's to say, not the publisher's.
     relay.rows.lock().unwrap().push(OutputRow {
@@ -188,6 +197,14 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/outputs/kafka/pending", 12.into()),
         ("/outputs/kafka/parked", 3.into()),
         ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
+        ("/outputs/kafka/removed", false.into()),
+        ("/outputs/kafka/last_error_at", "2025-01-15T10:29:00Z".into()),
+        ("/accounts/default/secrets/0", serde_json::json!({"name": "new & old", "last_used": "2025-01-15T10:30:00Z"})),
+        ("/accounts/default/secrets/1", serde_json::json!({"name": "other", "last_used": null})),
+        ("/last_events/0/event", "sms".into()),
+        ("/last_events/0/count", 3.into()),
+        ("/last_events/1/event", "voicemail".into()),
+        ("/journal/oldest_pending_age_seconds", 61.5.into()),
         ("/last_refused/reason", "bad_signature".into()),
     ] {
         assert_eq!(status.pointer(pointer), Some(&expected), "{pointer} in {body}");
@@ -199,7 +216,13 @@ async fn the_status_is_shown_to_people_and_machines() {
         "<strong>accepting</strong>",
         "&lt;relay &amp; co&gt;",
         "bad_signature 7",
-        "held: sipsim.sms (topic_missing)",
+        "held: sipsim.sms (topic_missing): the broker has no such topic",
+        "2025-01-15T10:29:00Z: no &lt;broker&gt;",
+        "new &amp; old: 2025-01-15T10:30:00Z, other: not since the start",
+        "1 min 30 s ago",
+        "2 h 1 min ago",
+        "12 pending, the oldest for 1 min 1 s, 3 parked",
+        "42",
         "no &lt;broker&gt;",
         "1 min 1 s",
         "256.0 MiB of 1.0 GiB (25.0 %)",
@@ -210,7 +233,8 @@ async fn the_status_is_shown_to_people_and_machines() {
     }
     assert!(!page.contains("<script"));
     relay.health.stopping();
-    assert!(relay.ask("GET /").await.contains("<strong>not accepting</strong> running: the relay is stopping"));
+    let page = relay.ask("GET /").await;
+    assert!(page.contains("<strong>not accepting</strong></p><p>running: the relay is stopping"), "{page}");
 }
 
 #[tokio::test]

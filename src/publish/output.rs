@@ -142,7 +142,7 @@ impl Output {
         let mut stop = self.stop.clone();
         self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
         if !self.name_lanes_anew().await {
-            return Ended::Stopped;
+            return if self.stop.borrow().is_some() { Ended::Stopped } else { Ended::JournalReplaced };
         }
         loop {
             let now = Instant::now();
@@ -194,6 +194,7 @@ impl Output {
                 Ok(any) => worked |= any,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    self.journal.unreadable(&error);
                     self.read_again_at = Some(now + READ_AGAIN);
                 }
             }
@@ -374,7 +375,7 @@ impl Output {
                 self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(0);
                 self.status.update(&self.name, |status| {
                     status.up = false;
-                    status.last_error = Some(detail);
+                    status.failed(detail, clock::now());
                 });
             }
         }
@@ -433,6 +434,8 @@ impl Output {
             "an event is parked, the broker does not take it: {detail}"
         );
         self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), reason]).inc();
+        let seen = format!("an event of {} is parked, {reason}: {detail}", lane.topic);
+        self.status.update(&self.name, |status| status.failed(seen.trim_end_matches(": ").to_owned(), clock::now()));
         self.in_memory -= 1;
         self.bytes_in_memory -= item.bytes;
         self.window.pass(item.sequence());
@@ -580,7 +583,7 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before, or the journal was replaced.
     async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
@@ -589,7 +592,7 @@ impl Output {
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
-                    if self.stop.borrow().is_some() {
+                    if self.stop.borrow().is_some() || *self.journal.id() != *self.journal_id {
                         return false;
                     }
                 }
@@ -598,7 +601,11 @@ impl Output {
     }
 
     async fn try_name_lanes(&mut self, routes: &str) -> Result<(), String> {
-        let text = |error: rusqlite::Error| error.to_string();
+        let journal = self.journal.clone();
+        let text = |error: rusqlite::Error| {
+            journal.unreadable(&error);
+            error.to_string()
+        };
         if self.row.routes != routes {
             let mut after = 0;
             loop {

@@ -17,6 +17,7 @@ use super::output::{Ended, Output, Parts};
 use super::rabbitmq::RabbitMq;
 use super::routes::Router;
 use super::{Outputs, Reports, Sink};
+use crate::clock;
 use crate::config::{self, Config, Mode, OutputKind, Routes};
 use crate::journal::{Journal, OutputRow};
 use crate::metrics::Metrics;
@@ -106,7 +107,7 @@ impl One {
                 }
                 Ok(Err(problem)) => {
                     error!(output = %self.output.name, "the output cannot begin: {problem}");
-                    self.status.update(&self.output.name, |status| status.last_error = Some(problem));
+                    self.status.update(&self.output.name, |status| status.failed(problem, clock::now()));
                 }
                 Err(_) => {
                     error!(output = %self.output.name, "the output panicked and begins anew; nothing is lost, some may be sent twice")

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+pub mod alone;
 mod brokers;
 pub mod disk;
 mod forged;
@@ -22,6 +23,7 @@ mod odd;
 pub mod oracle;
 mod relay;
 pub mod scene;
+pub mod shim;
 pub mod whole;
 
 pub use brokers::{Brokers, Message};

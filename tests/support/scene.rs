@@ -347,7 +347,10 @@ pub fn backlog(name: &str, events: u64) {
     wait_until("the relay to be ready", Duration::from_secs(5), || scene.is_ready());
     eprintln!("ready after {:?} with {} pending", start.elapsed(), scene.pending("kafka"));
     let load = scene.load_from(8, 12_000_000);
-    scene.drained_to(500.0, Duration::from_secs(300));
+    scene.drained_to(500.0, Duration::from_secs(900));
+    let memory = scene.relay.memory_max();
+    eprintln!("{} MB of memory at the most", memory / 1_000_000);
+    assert!(memory < 150_000_000, "{memory} bytes of memory while it drained");
     let newer = load.stop();
     assert_all_accepted_in_time(&newer);
     assert!(newer.len() > 100, "it accepted only {} while it drained", newer.len());
