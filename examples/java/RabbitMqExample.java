@@ -8,9 +8,10 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * Reads sipsim-relay's events out of RabbitMQ: each once, and a call's in order.
+ * Reads sipsim-relay's events out of RabbitMQ: each once, and in the order of the queue. The relay keeps a call's order within a routing
+ * key, so for order across its events it has `routing_key = "sipsim.{group}"`.
  *
- * <pre>RABBITMQ=amqp://guest:guest@127.0.0.1:5672/%2f QUEUE=crm.calls BINDINGS='sipsim.call.*' java -cp 'lib/*' RabbitMqExample.java</pre>
+ * <pre>RABBITMQ=amqp://guest:guest@127.0.0.1:5672/%2f QUEUE=crm.calls BINDINGS=sipsim.call java -cp 'lib/*' RabbitMqExample.java</pre>
  */
 public class RabbitMqExample {
     /** The last 100,000 ids. A restart forgets them: where a repetition would do harm, make the id a unique key of your database. */

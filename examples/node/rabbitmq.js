@@ -1,9 +1,10 @@
-// Reads sipsim-relay's events out of RabbitMQ: each once, and a call's in order.
+// Reads sipsim-relay's events out of RabbitMQ: each once, and in the order of the queue. The relay keeps a call's order within a routing
+// key, so for order across its events it has `routing_key = "sipsim.{group}"`.
 //
 //     npm install amqplib cloudevents
-//     RABBITMQ=amqp://guest:guest@127.0.0.1:5672/%2f QUEUE=crm.calls BINDINGS='sipsim.call.*' node rabbitmq.js
+//     RABBITMQ=amqp://guest:guest@127.0.0.1:5672/%2f QUEUE=crm.calls BINDINGS=sipsim.call node rabbitmq.js
 const amqp = require("amqplib");
-const { HTTP } = require("cloudevents");
+const { CloudEvent } = require("cloudevents");
 const { once } = require("./handled");
 
 function handle(event) {
@@ -23,9 +24,8 @@ async function main() {
   let last = Promise.resolve(); // amqplib does not wait for one message before it hands over the next, so we do.
   await channel.consume(QUEUE, (message) => {
     last = last.then(async () => {
-      // The package knows structured mode by the header, as of HTTP.
-      const headers = { "content-type": message.properties.contentType };
-      await once(HTTP.toEvent({ headers, body: message.content.toString() }), handle);
+      const event = new CloudEvent(JSON.parse(message.content.toString())); // RabbitMQ's messages are always structured.
+      await once(event, handle);
       channel.ack(message); // Only now. Never nack with requeue: it comes back behind others.
     });
     last.catch((error) => {

@@ -1,7 +1,8 @@
-"""Reads sipsim-relay's events out of RabbitMQ: each once, and a call's in order.
+"""Reads sipsim-relay's events out of RabbitMQ: each once, and in the order of the queue. The relay keeps a call's order within a routing
+key, so for order across its events it has `routing_key = "sipsim.{group}"`.
 
     pip install pika cloudevents
-    RABBITMQ=amqp://guest:guest@127.0.0.1:5672/%2f QUEUE=crm.calls BINDINGS='sipsim.call.*' python rabbitmq.py
+    RABBITMQ=amqp://guest:guest@127.0.0.1:5672/%2f QUEUE=crm.calls BINDINGS=sipsim.call python rabbitmq.py
 """
 
 import os

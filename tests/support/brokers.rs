@@ -197,6 +197,8 @@ pub struct Message {
     /// What the `cloudevents` package takes the message for: `mode` (`structured`, `binary`), `attributes`, and `data` (as JSON text) or
     /// `data_base64`; or `error`.
     pub cloudevent: serde_json::Value,
+    /// What the schema of its event has against its data; `None` if nothing. That an envelope of the relay's is valid is seen to while reading.
+    pub invalid_data: Option<String>,
 }
 
 impl Message {
@@ -214,6 +216,7 @@ fn read(command: &mut Command) -> Vec<Message> {
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
     let message = |line: &str| {
         let fields: serde_json::Value = serde_json::from_str(line).expect("the reader prints JSON");
+        assert!(fields["invalid_envelope"].is_null(), "{}: {line}", fields["invalid_envelope"]);
         let pairs = fields["headers"].as_array().expect("headers are a list");
         Message {
             topic: text(&fields["topic"]).expect("a topic"),
@@ -227,6 +230,7 @@ fn read(command: &mut Command) -> Vec<Message> {
             properties: fields["properties"].clone(),
             value: text(&fields["value"]).map(|value| STANDARD.decode(value).expect("values are base64")),
             cloudevent: fields["cloudevent"].clone(),
+            invalid_data: text(&fields["invalid_data"]),
         }
     };
     succeed(command, LIMIT).lines().map(message).collect()

@@ -98,6 +98,7 @@ brokers = "{brokers["KAFKA"]}"
 topic = "binary"
 [outputs.rabbitmq]
 urls = ["{brokers["RABBITMQ"]}"]
+routing_key = "sipsim.{{group}}"
 """)
 
     def run(self, *args):
@@ -179,7 +180,7 @@ def apply_rabbitmq(relay, brokers):
     for _ in range(2):  # The second time changes nothing.
         management(brokers, "POST", "/api/definitions", definitions.encode())
     bound = {(binding["destination"], binding["routing_key"]) for binding in management(brokers, "GET", "/api/exchanges/%2f/sipsim/bindings/source")}
-    if bound != {(f"sipsim.{group}", f"sipsim.{group}.*") for group in [*GROUPS, "unknown"]}:
+    if bound != {(f"sipsim.{group}", f"sipsim.{group}{rest}") for group in [*GROUPS, "unknown"] for rest in ("", ".*")}:
         sys.exit(f"what topics --format rabbitmq bound: {bound}")
 
     def governed():
@@ -263,7 +264,7 @@ def start_consumers(language, work, brokers, processes):
     yield Consumer(f"{language} kafka in binary mode", commands[language]("kafka"), {**kafka, "GROUP": f"{language}-binary", "TOPICS": "binary"},
                    work, processes, forged=True)
     yield Consumer(f"{language} rabbitmq", commands[language]("rabbitmq"), {"RABBITMQ": brokers["RABBITMQ"], "QUEUE": f"examples.{language}",
-                   "BINDINGS": ",".join(f"sipsim.{group}.*" for group in GROUPS)}, work, processes, forged=False)
+                   "BINDINGS": ",".join(f"sipsim.{group}" for group in GROUPS)}, work, processes, forged=False)
 
 
 def waiting(brokers, language):
