@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::books::Books;
 use super::encode::Encoder;
@@ -145,7 +145,7 @@ impl Output {
         let mut stop = self.stop.clone();
         self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
         if !self.name_lanes_anew().await {
-            return Ended::Stopped;
+            return if self.stop.borrow().is_some() { Ended::Stopped } else { Ended::JournalReplaced };
         }
         loop {
             let now = Instant::now();
@@ -197,6 +197,7 @@ impl Output {
                 Ok(any) => worked |= any,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    self.journal.unreadable(&error);
                     self.read_again_at = Some(now + READ_AGAIN);
                 }
             }
@@ -400,6 +401,14 @@ impl Output {
         if let Some(sent_at) = item.sent_at {
             self.series.duration.observe(now.duration_since(sent_at).as_secs_f64());
         }
+        let (partition, offset) = match place {
+            Place::Kafka { partition, offset } => (Some(partition), Some(offset)),
+            Place::Confirmed => (None, None),
+        };
+        debug!(
+            output = %self.name, topic = %lane.topic, event.id = %event.id, event.sequence = sequence,
+            kafka.partition = partition, kafka.offset = offset, "an event is published to {}", lane.topic
+        );
         self.books.published(item, &lane.topic, place, at);
     }
 
@@ -611,7 +620,7 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before, or the journal was replaced.
     async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
@@ -620,7 +629,7 @@ impl Output {
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
-                    if self.stop.borrow().is_some() {
+                    if self.stop.borrow().is_some() || *self.journal.id() != *self.journal_id {
                         return false;
                     }
                 }
@@ -629,7 +638,11 @@ impl Output {
     }
 
     async fn try_name_lanes(&mut self, routes: &str) -> Result<(), String> {
-        let text = |error: rusqlite::Error| error.to_string();
+        let journal = self.journal.clone();
+        let text = |error: rusqlite::Error| {
+            journal.unreadable(&error);
+            error.to_string()
+        };
         if self.row.routes != routes {
             let mut after = 0;
             loop {

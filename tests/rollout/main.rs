@@ -31,6 +31,15 @@ fn nothing_is_refused_or_lost_while_relays_roll_and_rabbitmq_is_away() {
     rollout("rabbitmq");
 }
 
+#[test]
+fn the_documentation_shows_the_balancer_that_is_tested() {
+    let shown = include_str!("../../docs/load-balancer.md");
+    assert!(
+        shown.contains(include_str!("haproxy.cfg")),
+        "docs/load-balancer.md differs from tests/rollout/haproxy.cfg"
+    );
+}
+
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} wants a whole number, not {text:?}")),
@@ -162,7 +171,9 @@ impl Fleet {
 
     fn drained(&self, numbers: std::ops::Range<usize>, limit: Duration) {
         for relay in &self.relays[numbers] {
-            wait_until("nothing to be pending", limit, || relay.metrics().sum("sipsim_relay_events_pending", &[]) == 0.0);
+            wait_until("nothing to be pending", limit, || {
+                relay.metrics().sum("sipsim_relay_events_pending", &[]) == 0.0
+            });
         }
     }
 }
@@ -174,7 +185,8 @@ fn topic(kind: &str) -> String {
 fn judge(broker: &str, brokers: &Brokers, sent: &[Once], kills: &[(Instant, Instant)]) {
     let refused: Vec<&Once> = sent.iter().filter(|one| !one.sent.is_accepted()).collect();
     // Inside the process at its kill -9: sent before it was gone, and without an answer by then.
-    let inside = |one: &Once| kills.iter().any(|(before, after)| one.start <= *after && one.start + one.sent.latency >= *before);
+    let inside =
+        |one: &Once| kills.iter().any(|(before, after)| one.start <= *after && one.start + one.sent.latency >= *before);
     let excused = refused.iter().filter(|one| inside(one)).count();
     let slowest = sent.iter().filter(|one| one.sent.is_accepted()).map(|one| one.sent.latency).max();
     eprintln!(
@@ -186,7 +198,10 @@ fn judge(broker: &str, brokers: &Brokers, sent: &[Once], kills: &[(Instant, Inst
     if let Some(one) = refused.iter().find(|one| !inside(one)) {
         panic!("{} of {} got no 2xx, the first: {:?}", refused.len() - excused, sent.len(), one.sent);
     }
-    assert!(slowest.is_some_and(|slowest| slowest < Duration::from_secs(2)), "a 2xx came after SIPSIM's 2 s: {slowest:?}");
+    assert!(
+        slowest.is_some_and(|slowest| slowest < Duration::from_secs(2)),
+        "a 2xx came after SIPSIM's 2 s: {slowest:?}"
+    );
     let places: Vec<String> = KINDS.iter().map(|kind| topic(kind)).collect();
     let arrived = match broker {
         "kafka" => whole::read_topics(brokers.kafka(), &places),
