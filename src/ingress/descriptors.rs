@@ -15,7 +15,7 @@ pub fn connections_max(wanted: usize) -> usize {
     let needed = (wanted as u64).saturating_add(RESERVED);
     let raised = raised(limit, needed);
     // An unlimited one is `None`.
-    let granted = match setrlimit(Resource::Nofile, raised.clone()) {
+    let granted = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => raised.current,
         Err(_) => limit.current,
     };

@@ -20,6 +20,9 @@ const DISK_PRESSURE_AT: f64 = 1.50;
 const DISK_URGENT_AT: f64 = 1.25;
 /// Measured anew after events of this part of `journal.free_min`, so that a fast sender does not run through it between two looks.
 const MEASURE_PART: u64 = 8;
+/// The part of `journal.free_min` that must be the disk's own: as much as the log is given ([`file::log_max`]). No more, since what the
+/// journal has once taken of a disk never comes back, and [`Room::take`] leaves twice that.
+const LOG_PART: u64 = 8;
 /// What an event's row takes beside its body, roughly, bytes.
 const ROW_BYTES: usize = 512;
 
@@ -88,13 +91,13 @@ impl Room {
         let part = bytes as f64 / config.size_max as f64;
         self.disk = free.unwrap_or(u64::MAX);
         // The file never shrinks: what deleted events leave free in it is as good as the disk's own room, or a journal that once filled its
-        // disk with history would refuse events for ever. The log is outside of it, so half of the room must be the disk's.
+        // disk with history would refuse events for ever. The log is outside of it, so a part of the room must be the disk's.
         self.all = self.disk.saturating_add(unused * page_bytes);
         // Once closed, some room must have come back before it opens again.
         let free_needed =
             if closed == Some(AppendError::Disk) { config.free_min + config.free_min / 20 } else { config.free_min };
         let part_allowed = if closed == Some(AppendError::Full) { RESUME_AT } else { 1.0 };
-        let now_closed = if self.all < free_needed || self.disk < free_needed / 2 {
+        let now_closed = if self.all < free_needed || self.disk < free_needed / LOG_PART {
             let (free, least) = (self.disk >> 20, config.free_min >> 20);
             let text = format!("{free} MiB are free on its disk, journal.free_min is {least} MiB");
             Some((AppendError::Disk, Health::Failing(text)))
