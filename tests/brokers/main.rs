@@ -5,6 +5,7 @@ mod support;
 
 mod contract;
 mod infrastructure;
+mod live;
 mod odd;
 mod rabbit_sink;
 mod recover;

@@ -262,7 +262,9 @@ async fn settings(connection: &mut Connection, topics: &mut [Topic]) -> Result<(
             answer.i8()?; // Where it comes from.
             answer.bool()?; // Sensitive.
             for _ in 0..answer.count()? {
-                (answer.text()?, answer.text_or_null()?, answer.i8()?);
+                answer.text()?;
+                answer.text_or_null()?;
+                answer.i8()?;
             }
             match key.as_str() {
                 "min.insync.replicas" => in_sync = value.and_then(|value| value.parse().ok()),
