@@ -7,7 +7,7 @@ use super::status::{ON_THEIR_WAY_SECONDS, Output, Status, in_words, size_in_word
 use crate::publish::{OutputStatus, mend};
 
 /// Nothing may be loaded, run, framed or sent by this page; its one style sheet is named by its digest, which the test below computes.
-pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'sha256-kVwAqQmAodiqGt8SdyviCnA9MKWDnWoXcmI2wxU/a2E='; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+pub const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'sha256-whXe6VRWhVcGDvi7jtXrvqO8szel3CQ+TIIerNZiMfs='; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const STYLE: &str = include_str!("page.css");
 
@@ -80,7 +80,7 @@ fn sipsim(status: &Status) -> Card {
     let unproved = count("bad_signature") + count("outside_tolerance");
     let newest = status.last_events.first();
     let mut why = newest.map_or_else(
-        || "no event since the start".to_owned(),
+        || "none was kept since the start".to_owned(),
         |newest| format!("last event {} ago", in_words(Duration::from_secs(newest.seconds_ago))),
     );
     if let Some(rate) = status.accepted_per_second {
@@ -91,7 +91,8 @@ fn sipsim(status: &Status) -> Card {
     }
     // Only what is refused without anything being accepted is surely wrong; a stranger may knock at any time.
     let accepted = status.accounts.values().map(|account| account.accepted).sum::<u64>();
-    let (class, verdict) = match (unproved, accepted, newest) {
+    let arrived = accepted + count("unavailable"); // What we could not keep came in all the same.
+    let (class, verdict) = match (unproved, arrived, newest) {
         (1.., 0, _) => ("bad", "nothing is proved genuine"),
         (1.., ..) => ("late", "some is not proved genuine"),
         (0, 0, None) => ("late", "nothing came yet"),
@@ -237,6 +238,22 @@ fn write_outputs(page: &mut String, status: &Status) -> std::fmt::Result {
     }
     page.write_str("</tbody></table>\n")?;
     for (name, output) in &status.outputs {
+        if output.removed && output.status.pending + output.status.parked > 0 {
+            writeln!(
+                page,
+                "<p class=\"bad\">{0}: removed from the configuration, and still owes these: put it back, and it pays, or give them up: \
+                 <code>sipsim-relay journal forget --output {0} --yes</code></p>",
+                Text(name)
+            )?;
+        } else if output.status.parked > 0 {
+            writeln!(
+                page,
+                "<p class=\"bad\">{0}: parked: which and why, <code>sipsim-relay journal list --state parked --output {0}</code>; once mended, \
+                 <code>sipsim-relay journal requeue --output {0}</code>; to give them up, \
+                 <code>sipsim-relay journal discard --output {0} --state parked --yes</code></p>",
+                Text(name)
+            )?;
+        }
         for held in &output.status.held {
             writeln!(
                 page,
@@ -265,7 +282,7 @@ fn seconds(seconds: f64) -> Duration {
 
 fn write_journal(page: &mut String, status: &Status) -> std::fmt::Result {
     let journal = &status.journal;
-    writeln!(
+    write!(
         page,
         "<h2>Journal</h2>\n<p><meter min=\"0\" max=\"1\" low=\"0.8\" high=\"0.95\" optimum=\"0\" value=\"{:.3}\" aria-label=\"fill\"></meter> \
          {} of {} ({:.1} %), {} free on the disk",

@@ -173,6 +173,9 @@ impl Sources {
             let rate = self.pace.published(&row.name);
             let output = shown.entry(row.name).or_default(); // A removed output has only its debt.
             output.status.pending = row.counts.pending.max(0) as u64;
+            if row.counts.pending <= 0 {
+                output.status.oldest_pending_age_seconds = 0.0; // It is looked at once a second, and the counts are of now.
+            }
             output.status.parked = row.counts.parked.max(0) as u64;
             output.published = row.counts.published.max(0) as u64;
             output.published_per_second = rate;
@@ -188,7 +191,7 @@ impl Sources {
             LastEvent {
                 count: accounts.accepted.with_label_values(&labels).get()
                     + accounts.discarded.with_label_values(&labels).get(),
-                at: at.rfc3339(),
+                at: crate::clock::rfc3339_seconds(at.as_seconds()),
                 seconds_ago: now.since(at).as_secs(),
                 account,
                 event,
