@@ -80,7 +80,7 @@ class Cluster:
             labels = {"kubernetes.io/hostname": f"node-{n}", "topology.kubernetes.io/zone": f"zone-{n}", "disk": "local"}
             things.append({"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"node-{n}", "labels": labels}})
         for n in range(VOLUMES):
-            spec = {"capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteOncePod", "ReadWriteOnce"], "hostPath": {"path": f"/volumes/{n}"}, "persistentVolumeReclaimPolicy": "Retain"}
+            spec = {"capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteOnce" if n % 4 == 0 else "ReadWriteOncePod"], "hostPath": {"path": f"/volumes/{n}"}, "persistentVolumeReclaimPolicy": "Retain"}
             if n % 4 == 0:
                 spec["storageClassName"] = "local-path"
             things.append({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"volume-{n}"}, "spec": spec})

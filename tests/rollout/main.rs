@@ -99,7 +99,7 @@ impl Fleet {
     fn start(broker: &str, brokers: &Brokers, delay: u64) -> Self {
         let output = match broker {
             "kafka" => {
-                brokers.create_topics(&KINDS.map(|kind| topic(kind)).each_ref().map(String::as_str), 3);
+                brokers.create_topics(&KINDS.map(topic).each_ref().map(String::as_str), 3);
                 format!("[outputs.kafka]\nbrokers = \"{}\"\n", brokers.kafka())
             }
             _ => {
