@@ -31,7 +31,8 @@ impl Balancer {
             })
             .collect();
         // The marked part stands in docs/load-balancer.md too, where a test compares it.
-        let config = include_str!("haproxy.cfg").replace("LISTEN", &address.to_string()).replace("  SERVERS\n", &servers);
+        let config =
+            include_str!("haproxy.cfg").replace("LISTEN", &address.to_string()).replace("  SERVERS\n", &servers);
         let file = folder.path().join("haproxy.cfg");
         fs::write(&file, config).expect("HAProxy's configuration");
         let log = fs::File::create(folder.path().join("log")).expect("a file for its log");

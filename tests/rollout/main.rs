@@ -162,7 +162,9 @@ impl Fleet {
 
     fn drained(&self, numbers: std::ops::Range<usize>, limit: Duration) {
         for relay in &self.relays[numbers] {
-            wait_until("nothing to be pending", limit, || relay.metrics().sum("sipsim_relay_events_pending", &[]) == 0.0);
+            wait_until("nothing to be pending", limit, || {
+                relay.metrics().sum("sipsim_relay_events_pending", &[]) == 0.0
+            });
         }
     }
 }
@@ -174,7 +176,8 @@ fn topic(kind: &str) -> String {
 fn judge(broker: &str, brokers: &Brokers, sent: &[Once], kills: &[(Instant, Instant)]) {
     let refused: Vec<&Once> = sent.iter().filter(|one| !one.sent.is_accepted()).collect();
     // Inside the process at its kill -9: sent before it was gone, and without an answer by then.
-    let inside = |one: &Once| kills.iter().any(|(before, after)| one.start <= *after && one.start + one.sent.latency >= *before);
+    let inside =
+        |one: &Once| kills.iter().any(|(before, after)| one.start <= *after && one.start + one.sent.latency >= *before);
     let excused = refused.iter().filter(|one| inside(one)).count();
     let slowest = sent.iter().filter(|one| one.sent.is_accepted()).map(|one| one.sent.latency).max();
     eprintln!(
@@ -186,7 +189,10 @@ fn judge(broker: &str, brokers: &Brokers, sent: &[Once], kills: &[(Instant, Inst
     if let Some(one) = refused.iter().find(|one| !inside(one)) {
         panic!("{} of {} got no 2xx, the first: {:?}", refused.len() - excused, sent.len(), one.sent);
     }
-    assert!(slowest.is_some_and(|slowest| slowest < Duration::from_secs(2)), "a 2xx came after SIPSIM's 2 s: {slowest:?}");
+    assert!(
+        slowest.is_some_and(|slowest| slowest < Duration::from_secs(2)),
+        "a 2xx came after SIPSIM's 2 s: {slowest:?}"
+    );
     let places: Vec<String> = KINDS.iter().map(|kind| topic(kind)).collect();
     let arrived = match broker {
         "kafka" => whole::read_topics(brokers.kafka(), &places),
