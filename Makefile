@@ -22,10 +22,11 @@ brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topic
 test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a socket, real brokers, README, compose file, metrics
 	scripts/test
 
-# FAULTS_KILLS, FAULTS_STEPS, FAULTS_BACKLOG and FAULTS_SEED make it longer, shorter, or the same again.
+# FAULTS_KILLS, FAULTS_CUTS, FAULTS_STEPS, FAULTS_BACKLOG, FAULTS_SEED and more (tests/faults/main.rs) make it longer, shorter, or the same again.
 faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
 	scripts/brokers fetch all
-	cargo test --locked --test faults -- --nocapture --test-threads 1
+	FAULTS_CUTS=$${FAULTS_CUTS:-100} FAULTS_MIX=$${FAULTS_MIX:-100} FAULTS_ERRORS=$${FAULTS_ERRORS:-60} FAULTS_PAGES=$${FAULTS_PAGES:-99} \
+		cargo test --locked --test faults -- --nocapture --test-threads 1
 
 .PHONY: examples
 examples: build-needs ## runs the consumers of examples/ in Python, Node.js and Java against real brokers, and applies what `topics` prints

@@ -238,6 +238,22 @@ fn write_outputs(page: &mut String, status: &Status) -> std::fmt::Result {
     }
     page.write_str("</tbody></table>\n")?;
     for (name, output) in &status.outputs {
+        if output.removed && output.status.pending + output.status.parked > 0 {
+            writeln!(
+                page,
+                "<p class=\"bad\">{0}: removed from the configuration, and still owes these: put it back, and it pays, or give them up: \
+                 <code>sipsim-relay journal forget --output {0} --yes</code></p>",
+                Text(name)
+            )?;
+        } else if output.status.parked > 0 {
+            writeln!(
+                page,
+                "<p class=\"bad\">{0}: parked: which and why, <code>sipsim-relay journal list --state parked --output {0}</code>; once mended, \
+                 <code>sipsim-relay journal requeue --output {0}</code>; to give them up, \
+                 <code>sipsim-relay journal discard --output {0} --state parked --yes</code></p>",
+                Text(name)
+            )?;
+        }
         for held in &output.status.held {
             writeln!(
                 page,

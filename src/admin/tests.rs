@@ -167,7 +167,7 @@ async fn the_status_is_shown_to_people_and_machines() {
             up: false,
             pending: 0,
             parked: 0,
-            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
+            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing", mend: "make it" }],
             last_error: Some("no <broker>".into()),
             last_error_at: Some("2025-01-15T10:29:00Z".into()),
             oldest_pending_age_seconds: 61.5,
@@ -290,17 +290,14 @@ async fn rates_and_the_time_to_full_come_out_of_samples() {
 }
 
 #[tokio::test]
-async fn more_connections_than_there_are_places_wait_their_turn() {
+async fn a_crowd_that_asks_nothing_keeps_no_probe_waiting() {
     let relay = start().await;
-    let mut silent = Vec::new();
-    for _ in 0..CONNECTIONS_MAX {
-        silent.push(TcpStream::connect(relay.address).await.expect("the port listens"));
+    let mut crowd = Vec::new();
+    for _ in 0..CONNECTIONS_MAX * 2 {
+        crowd.push(TcpStream::connect(relay.address).await.expect("the port listens"));
     }
-    let asking = relay.status("GET /livez");
-    tokio::pin!(asking);
-    assert!(timeout(Duration::from_millis(200), &mut asking).await.is_err(), "every place is taken");
-    silent.clear();
-    assert_eq!(timeout(PATIENCE, asking).await.expect("a place"), 200);
+    let asking = timeout(DEADLINE / 2, relay.status("GET /livez"));
+    assert_eq!(asking.await.expect("at once"), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

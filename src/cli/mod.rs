@@ -54,6 +54,10 @@ makes itself a secret on the first start. SIGTERM or Ctrl-C ends it in order."
     )]
     Demo,
     /// Check the configuration and print every problem in it
+    #[command(after_help = "Examples:
+  sipsim-relay check          the configuration alone; no broker is asked
+  sipsim-relay check --live   and what the brokers have of it, with the command that mends each problem
+Exit 1 if there is a problem; warnings and what is not known do not count.")]
     Check(CheckArgs),
     /// Show the topics, queues and bindings that this configuration needs, or make them
     #[command(after_help = "Examples:
@@ -110,6 +114,9 @@ With `#:schema ./relay.toml.schema.json` as the first line of relay.toml, editor
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Ask the brokers too: topics, exchange, bindings, rights, largest record; nothing is published
+    #[arg(long)]
+    pub live: bool,
     /// For people, or for scripts
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -243,7 +250,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let ended = match cli.command {
         Command::Run => run::run(config),
         Command::Demo => demo::demo(),
-        Command::Check(args) => return check::check(config, args.format == Format::Json),
+        Command::Check(args) => return check::check(config, args.live, args.format == Format::Json),
         Command::Topics(args) => topics(config, &args),
         Command::Simulate(args) => simulate::simulate(args),
         Command::Sign(args) => sign(&args),

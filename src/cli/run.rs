@@ -139,6 +139,7 @@ impl Relay {
             outputs: config.outputs.iter().map(|output| output.name.clone()).collect(),
             discard: config.events.discard.clone(),
             tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
+            set_aside: true,
         };
         let (journal, writer) =
             Journal::open(options, Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;

@@ -35,6 +35,7 @@ pub mod selection;
 mod writer;
 
 pub use file::OpenError;
+pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
 pub use progress::{About, Apart, Outcome, Progress, Settlement};
 pub use reader::{ApartRow, Reader};
@@ -105,6 +106,8 @@ pub struct Options {
     pub discard: Vec<String>,
     /// The longest of the accounts': for so long the very same request is known again.
     pub tolerance_max: Duration,
+    /// A file that cannot be read is given another name and a new one begun. Else it is left alone, and the journal stays closed.
+    pub set_aside: bool,
 }
 
 /// The handle by which everybody reaches the journal. Cheap to clone.
@@ -155,6 +158,8 @@ impl Shared {
 enum Message {
     Append(Box<Append>),
     Progress(Arc<Progress>, ProgressReply),
+    /// Of the journal of this id a reader found it, and how.
+    Corrupt(Arc<str>, String),
     Stop,
 }
 
@@ -216,6 +221,14 @@ impl Journal {
             let _ = reply.send(Err(AppendError::ShuttingDown)); // The receiver is in our hand.
         }
         done
+    }
+
+    /// Tells what a reader met. If that was a page which nobody can read, the writer sets the file aside, and events are accepted into a new one:
+    /// else they would be taken in, and none would ever leave.
+    pub fn unreadable(&self, error: &rusqlite::Error) {
+        if file::is_corrupt(error) {
+            let _ = self.queue.send(Message::Corrupt(self.id(), error.to_string())); // Without a writer nothing is written either.
+        }
     }
 
     /// Whether events are accepted now, and why not. A disk that neither writes nor fails counts as failing after two seconds, though

@@ -23,6 +23,7 @@ mod faults;
 mod files;
 mod health;
 mod lanes;
+pub mod live;
 mod oauth;
 mod settings;
 mod worker;
@@ -32,6 +33,7 @@ pub use create::{Made, create_topics};
 use files::Files;
 use health::Health;
 use lanes::{Admission, Lanes};
+pub use settings::{BATCH_BYTES, batch_bytes};
 use worker::Worker;
 
 /// A record's number travels through librdkafka in a pointer.
@@ -112,6 +114,10 @@ impl Kafka {
 }
 
 impl Sink for Kafka {
+    fn is_silent_on_faults(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, record: Record) {
         let probing = self.shared.admit(&mut self.shared.state(), record);
         if probing && self.probing.is_none() {

@@ -78,6 +78,8 @@ pub(super) struct Output {
     status: Outputs,
     pub(super) stop: watch::Receiver<Option<Instant>>,
     pub(super) connected: bool,
+    /// Connected, and nothing is taken: shown as not up.
+    stalled: bool,
     pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
     pub(super) open: HashMap<u64, usize>,
@@ -108,6 +110,7 @@ impl Output {
             journal_id: journal.id(),
             reader: Reader::new(journal.path()),
             connected: false,
+            stalled: false,
             lanes: Vec::new(),
             open: HashMap::new(),
             in_memory: 0,
@@ -142,7 +145,7 @@ impl Output {
         let mut stop = self.stop.clone();
         self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
         if !self.name_lanes_anew().await {
-            return Ended::Stopped;
+            return if self.stop.borrow().is_some() { Ended::Stopped } else { Ended::JournalReplaced };
         }
         loop {
             let now = Instant::now();
@@ -194,6 +197,7 @@ impl Output {
                 Ok(any) => worked |= any,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    self.journal.unreadable(&error);
                     self.read_again_at = Some(now + READ_AGAIN);
                 }
             }
@@ -500,11 +504,13 @@ impl Output {
                 self.lanes[lane].excuse_silence(now);
             }
             let lane = &mut self.lanes[lane];
-            let held = lane.held(now);
+            // Only Kafka's silence means the topic's; of another broker it is the broker's own, and shown as such.
+            let held = lane.held(now).filter(|_| self.sink.is_silent_on_faults() || !lane.is_stalled(now));
             if held != lane.shown {
                 show_held(&self.metrics, &self.name, lane, held);
             }
         }
+        self.look_for_silence(now);
         self.slide_past_old_ones(now);
         if self.connected && self.read_again_at.is_none() {
             self.take_up_parked(now);
@@ -515,12 +521,36 @@ impl Output {
         };
         let age = oldest.map_or(0.0, |at| clock::now().since(at).as_secs_f64());
         self.metrics.publish.oldest_pending_age.with_label_values(&[self.name.as_str()]).set(age);
-        let held = |lane: &Lane| Some(HeldTopic { topic: lane.topic.to_string(), reason: lane.shown? });
+        let held = |lane: &Lane| {
+            let reason = lane.shown?;
+            Some(HeldTopic { topic: lane.topic.to_string(), reason, mend: super::mend(reason) })
+        };
         let held = self.lanes.iter().filter_map(held).collect();
         self.status.update(&self.name, |status| {
             status.oldest_pending_age_seconds = age;
             status.held = held;
         });
+    }
+
+    /// A pipe that nobody reads, or a broker that hangs, says nothing of itself.
+    fn look_for_silence(&mut self, now: Instant) {
+        let stalled =
+            self.connected && !self.sink.is_silent_on_faults() && self.lanes.iter().any(|lane| lane.is_stalled(now));
+        if stalled == self.stalled {
+            return;
+        }
+        self.stalled = stalled;
+        if stalled {
+            const DETAIL: &str = "it has taken nothing for 10 s: it hangs, or nobody reads it";
+            warn!(output = %self.name, reason = "timeout", "{DETAIL}; events wait in the journal");
+            self.count_failure(&PublishError::Timeout);
+            self.status.update(&self.name, |status| status.last_error = Some(DETAIL.to_owned()));
+        } else if self.connected {
+            info!(output = %self.name, "it takes events again");
+        }
+        let up = self.connected && !stalled;
+        self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(i64::from(up));
+        self.status.update(&self.name, |status| status.up = up);
     }
 
     /// Events long in flight get a row each when others wait for the cursor to pass them, so that the journal hears of those, and a crash
@@ -590,7 +620,7 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before, or the journal was replaced.
     async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
@@ -599,7 +629,7 @@ impl Output {
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
-                    if self.stop.borrow().is_some() {
+                    if self.stop.borrow().is_some() || *self.journal.id() != *self.journal_id {
                         return false;
                     }
                 }
@@ -608,7 +638,11 @@ impl Output {
     }
 
     async fn try_name_lanes(&mut self, routes: &str) -> Result<(), String> {
-        let text = |error: rusqlite::Error| error.to_string();
+        let journal = self.journal.clone();
+        let text = |error: rusqlite::Error| {
+            journal.unreadable(&error);
+            error.to_string()
+        };
         if self.row.routes != routes {
             let mut after = 0;
             loop {

@@ -12,6 +12,7 @@ use tracing::{error, info};
 
 use super::console::Console;
 use super::encode::Encoder;
+use super::files;
 use super::kafka::Kafka;
 use super::output::{Ended, Output, Parts};
 use super::rabbitmq::RabbitMq;
@@ -70,6 +71,12 @@ impl Publisher {
                 std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || one.keep_running())?,
             );
         }
+        let (outputs, metrics) = (config.outputs.clone(), Arc::clone(metrics));
+        threads.push(
+            std::thread::Builder::new()
+                .name("output-files".into())
+                .spawn(move || files::watch(&outputs, &metrics, &stopped))?,
+        );
         Ok(Self { stop, threads })
     }
 

@@ -41,6 +41,8 @@ pub struct HeldTopic {
     pub topic: String,
     /// As in the metric `topic_held`.
     pub reason: &'static str,
+    /// What to do about it, with the command if there is one.
+    pub mend: &'static str,
 }
 
 /// Where each output keeps its [`OutputStatus`] for others to see. Cheap to clone.

@@ -9,3 +9,4 @@ mod odd;
 mod rabbit_sink;
 mod recover;
 mod recover_disk;
+mod troubles;

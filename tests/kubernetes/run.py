@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 
 import yaml
 
@@ -164,6 +165,14 @@ class Case:
                 raise Failed(f"{self.name}: {pod['metadata']['name']} has no bound claim of its own: {claims} {self.claims()}")
         return {p["metadata"]["uid"] for p in self.pods().values()}
 
+    def numbers_are_whole(self):
+        """Helm 3 reads every number as a float, and the relay takes 2048, not 2048.0."""
+        text = self.cluster.get(self.space, "configmap", "app.kubernetes.io/component=relay")[0]["data"]["relay.toml"]
+        config = tomllib.loads(text)
+        numbers = [config["ingress"].get("connections_max", 1), *config["outputs"].get("kafka", {}).get("properties", {}).values()] if "outputs" in config else []
+        if any(isinstance(number, float) for number in numbers):
+            raise Failed(f"{self.name}: a whole number became a fraction:\n{text}")
+
     def no_difference(self, what):
         wanted = self.cluster.helm("template", self.release, str(CHART), "-n", self.space, "--skip-tests", "-f", "-", stdin=yaml.safe_dump(self.values)).stdout
         ran = self.cluster.kubectl("-n", self.space, "diff", "-f", "-", stdin=wanted, ok=False)
@@ -176,6 +185,7 @@ class Case:
         if f"journal-{self.full}-0" not in notes or "helm test" not in notes:
             raise Failed(f"{self.name}: the notes do not name the claims and the test:\n{notes}")
         first = self.await_pods(replicas)
+        self.numbers_are_whole()
         if not self.values.get("drain"):
             self.no_difference("after the installation")
         if self.await_pods(replicas) != first:

@@ -1,4 +1,4 @@
-//! Real HAProxy in front of the relays, configured as docs/load-balancer.md says.
+//! Real HAProxy in front of the relays, configured as docs/load-balancer.md says (a test compares).
 
 use std::fs;
 use std::net::SocketAddr;
@@ -30,7 +30,6 @@ impl Balancer {
                 format!("  server relay-{number} {public} check port {admin}\n")
             })
             .collect();
-        // The marked part stands in docs/load-balancer.md too, where a test compares it.
         let config =
             include_str!("haproxy.cfg").replace("LISTEN", &address.to_string()).replace("  SERVERS\n", &servers);
         let file = folder.path().join("haproxy.cfg");

@@ -31,6 +31,15 @@ fn nothing_is_refused_or_lost_while_relays_roll_and_rabbitmq_is_away() {
     rollout("rabbitmq");
 }
 
+#[test]
+fn the_documentation_shows_the_balancer_that_is_tested() {
+    let shown = include_str!("../../docs/load-balancer.md");
+    assert!(
+        shown.contains(include_str!("haproxy.cfg")),
+        "docs/load-balancer.md differs from tests/rollout/haproxy.cfg"
+    );
+}
+
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} wants a whole number, not {text:?}")),

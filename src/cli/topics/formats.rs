@@ -201,7 +201,7 @@ fn kafkas<'a>(needs: &'a [Need<'_>]) -> Result<Vec<(&'a config::Kafka, &'a [Stri
 }
 
 /// The virtual host that the first URL names; all of one output name the same broker.
-fn vhost(rabbit: &config::RabbitMq) -> String {
+pub fn vhost(rabbit: &config::RabbitMq) -> String {
     let path = rabbit.urls.first().and_then(|url| url.split_once("://")).and_then(|(_, rest)| rest.split_once('/'));
     let named = path.map_or("", |(_, path)| path.split('?').next().unwrap_or_default());
     if named.is_empty() { "/".to_owned() } else { percent_decoded(named) }
@@ -236,7 +236,7 @@ fn hosts(rabbit: &config::RabbitMq) -> String {
 }
 
 /// As one word of a POSIX shell.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b",.:_-[]".contains(&b);
     if text.bytes().all(|b| plain(b) && !b"[]".contains(&b)) {
         text.to_owned()
