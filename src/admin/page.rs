@@ -299,7 +299,7 @@ fn write_journal(page: &mut String, status: &Status) -> std::fmt::Result {
             in_words(seconds(full))
         )?,
         None if journal.oldest_pending_age_seconds > ON_THEIR_WAY_SECONDS => page.write_str(". It does not grow")?,
-        None if journal.oldest_pending_age_seconds > 0.0 => page.write_str(". Events are on their way out")?,
+        None if journal.oldest_pending_age_seconds > 0.0 => page.write_str(". Events wait in it")?,
         None => page.write_str(". Nothing waits in it")?,
     }
     page.write_str("</p>\n")?;

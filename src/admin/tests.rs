@@ -35,7 +35,14 @@ impl Drop for Running {
     }
 }
 
-async fn start() -> Running {
+struct Knobs {
+    config: crate::config::Config,
+    journal: Arc<Mutex<journal::Health>>,
+    rows: Arc<Mutex<Vec<OutputRow>>>,
+}
+
+/// What the port reads from, and what a test turns.
+fn sources() -> (Sources, Knobs) {
     let config = configuration();
     let metrics = Metrics::new(&config);
     let journal = Arc::new(Mutex::new(journal::Health::Ready));
@@ -43,7 +50,7 @@ async fn start() -> Running {
         let journal = Arc::clone(&journal);
         move || journal.lock().unwrap().clone()
     });
-    let (outputs, rows) = (Outputs::default(), Arc::<Mutex<Vec<OutputRow>>>::default());
+    let rows = Arc::<Mutex<Vec<OutputRow>>>::default();
     let sources = Sources {
         instance: "<relay & co>".into(),
         started_at: clock::now(),
@@ -56,9 +63,16 @@ async fn start() -> Running {
             let rows = Arc::clone(&rows);
             Arc::new(move || rows.lock().unwrap().clone())
         },
-        outputs: outputs.clone(),
+        outputs: Outputs::default(),
         last_refused: Arc::new(|| Some(serde_json::json!({"reason": "bad_signature"}))),
     };
+    (sources, Knobs { config, journal, rows })
+}
+
+async fn start() -> Running {
+    let (sources, Knobs { config, journal, rows }) = sources();
+    let (health, metrics, outputs) =
+        (Arc::clone(&sources.health), Arc::clone(&sources.metrics), sources.outputs.clone());
     let admin = Admin::bind(&config.admin, sources).await.expect("a free port");
     Running { address: admin.address(), health, journal, metrics, outputs, rows, serving: tokio::spawn(admin.serve()) }
 }
@@ -235,6 +249,44 @@ async fn the_status_is_shown_to_people_and_machines() {
     relay.health.stopping();
     let page = relay.ask("GET /").await;
     assert!(page.contains("<strong>not accepting</strong></p><p>running: the relay is stopping"), "{page}");
+}
+
+#[tokio::test]
+async fn rates_and_the_time_to_full_come_out_of_samples() {
+    let (sources, _) = sources();
+    let start = std::time::Instant::now();
+    let published = |count| OutputRow {
+        number: 1,
+        name: "kafka".into(),
+        cursor: 0,
+        progress: 0,
+        removed: false,
+        routes: String::new(),
+        counts: Counts { published: count, pending: 1, ..Counts::default() },
+        spans: Vec::new(),
+    };
+    let (rows, metrics) = (Arc::<Mutex<Vec<OutputRow>>>::default(), Arc::clone(&sources.metrics));
+    let shown = Arc::clone(&rows);
+    let sources = Sources { rows: Arc::new(move || shown.lock().unwrap().clone()), ..sources };
+    metrics.journal.free.set(1 << 40);
+    for (second, bytes, count) in [(0, 1 << 20, 0), (60, 61 << 20, 300)] {
+        metrics.journal.bytes.set(bytes);
+        *rows.lock().unwrap() = vec![published(count)];
+        sources.sample(start + Duration::from_secs(second));
+    }
+    let age = |age| {
+        sources.outputs.update(&Name::new("kafka").unwrap(), |output| output.oldest_pending_age_seconds = age);
+        sources.status(clock::now())
+    };
+    let status = age(59.0);
+    assert_eq!(status.outputs["kafka"].published_per_second, Some(5.0));
+    assert_eq!(status.journal.full_in_seconds, None, "what is on its way fills no journal");
+    // 963 MiB are left of 1 GiB, at 1 MiB a second.
+    let status = age(61.0);
+    assert_eq!(status.journal.full_in_seconds, Some(963.0));
+    assert!(page::html(&status).contains("Full in 16 min 3 s at this pace"));
+    metrics.journal.free.set(i64::try_from(sources.journal_free_min).unwrap() + (10 << 20));
+    assert_eq!(age(61.0).journal.full_in_seconds, Some(10.0), "the disk ends sooner");
 }
 
 #[tokio::test]

@@ -214,7 +214,8 @@ def broker_away(program, browser, folder):
         relay.play(CALL * 20)
         wait("the broker to be missed", 60, lambda: relay.status()["outputs"]["kafka"]["last_error"])
         wait("the oldest to be told", 20, lambda: relay.status()["outputs"]["kafka"]["oldest_pending_age_seconds"] > 0)
-        check(browser, relay, "broker-away", ["accepting", "away", "kafka does not answer", "100 pending", "Events are on their way out"], folder)
+        wait("a rate to be known", 30, lambda: relay.status()["outputs"]["console"]["published_per_second"] is not None)
+        check(browser, relay, "broker-away", ["accepting", "away", "kafka does not answer", "100 pending", "Events wait in it"], folder)
     finally:
         relay.close()
 

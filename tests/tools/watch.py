@@ -168,7 +168,7 @@ def check_log_fields(log):
         source = re.split(r"#\[cfg\(test\)\]\s+mod \w+ \{", file.read_text())[0]
         for fields in re.findall(r"\b(?:trace|debug|info|warn|error)!\(\s*([^\"]*)\"", source):
             for field in filter(None, (part.strip() for part in fields.split(","))):
-                used.add(field.partition(" = ")[0].strip().lstrip("%?"))
+                used.add(field.partition("=")[0].strip().lstrip("%?"))
     for field in sorted(used ^ documented):
         problem(f"docs/logs.md: the field {field} {'is not there' if field in used else 'is never logged'}")
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
