@@ -20,6 +20,7 @@ mod status;
 pub mod rabbitmq;
 mod replay;
 pub mod routes;
+mod sequences;
 mod series;
 pub mod topology;
 mod window;
