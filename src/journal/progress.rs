@@ -135,10 +135,11 @@ pub(super) fn apply(
     kept: &Kept,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    hold(db, progress, row.cursor, now)?;
+    let any_given_up = any_given_up(db, progress)?;
+    hold(db, progress, any_given_up, row.cursor, now)?;
     let mut insert = db.prepare_cached(TRAIL)?;
     for settlement in &progress.settled {
-        settle(db, progress.output, settlement, row, now)?;
+        settle(db, progress.output, settlement, any_given_up, row, now)?;
         trail(&mut insert, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
@@ -182,14 +183,14 @@ pub(super) fn save(db: &Connection, row: &OutputRow) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn hold(db: &Connection, progress: &Progress, cursor: u64, now: Timestamp) -> rusqlite::Result<()> {
+fn hold(db: &Connection, progress: &Progress, any_given_up: bool, cursor: u64, now: Timestamp) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
         "INSERT OR REPLACE INTO apart (output, state, lane, sequence, since, reason, attempts, next_at) \
          VALUES (?, 'held', ?, ?, ?, ?, 0, 0)",
     )?;
     for apart in &progress.held {
         // What the cursor has passed already, an order gave up, and its event may be gone.
-        if apart.sequence <= cursor || is_given_up(db, progress.output, apart.sequence)? {
+        if apart.sequence <= cursor || any_given_up && is_given_up(db, progress.output, apart.sequence)? {
             continue;
         }
         insert.execute(params![progress.output, apart.lane, apart.sequence as i64, now.as_micros(), apart.reason])?;
@@ -201,6 +202,7 @@ fn settle(
     db: &Connection,
     output: u32,
     settlement: &Settlement,
+    any_given_up: bool,
     row: &mut OutputRow,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
@@ -211,7 +213,8 @@ fn settle(
         return Ok(());
     }
     // An order gave it up while it was on its way: the ledger has it as discarded, and what became of it only the trail tells.
-    if is_given_up(db, output, settlement.sequence)? || !settlement.has_row && settlement.sequence <= row.cursor {
+    let is_given_up = any_given_up && is_given_up(db, output, settlement.sequence)?;
+    if is_given_up || !settlement.has_row && settlement.sequence <= row.cursor {
         return Ok(());
     }
     if settlement.has_row {
@@ -241,6 +244,18 @@ fn settle(
         Outcome::Replayed(_) | Outcome::NotReplayed { .. } => {} // Above.
     }
     Ok(())
+}
+
+/// Whether any order gave up one between the first and the last event of this progress. Nearly always none did, and one look spares one an event.
+fn any_given_up(db: &Connection, progress: &Progress) -> rusqlite::Result<bool> {
+    let settled = progress.settled.iter().map(|settlement| settlement.sequence);
+    let all = settled.chain(progress.held.iter().map(|apart| apart.sequence));
+    let (first, last) = all.fold((u64::MAX, 0), |(first, last), sequence| (first.min(sequence), last.max(sequence)));
+    if first > last {
+        return Ok(false);
+    }
+    let mut select = db.prepare_cached("SELECT EXISTS (SELECT 1 FROM given_up WHERE sequence BETWEEN ? AND ?)")?;
+    select.query_row(params![first as i64, last as i64], |row| row.get(0))
 }
 
 fn is_given_up(db: &Connection, output: u32, sequence: u64) -> rusqlite::Result<bool> {

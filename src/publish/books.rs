@@ -40,8 +40,8 @@ pub(super) struct Books {
     saving: Option<Saving>,
     /// Settled events that the cursor has not passed yet. They are told together with a cursor that has: after a crash everything behind
     /// the cursor is sent again, and what was counted before would be counted twice.
-    beyond: BTreeMap<u64, Settlement>,
-    /// Events settled or tried in vain of which the journal does not know yet: it still shows the rows that they had.
+    beyond: BTreeMap<u64, Box<Settlement>>,
+    /// Events with a row that were settled or tried in vain, of which the journal does not know yet: it still shows their rows.
     unkept: HashSet<u64>,
     /// Parked events that are on their way again.
     again: HashSet<u64>,
@@ -80,9 +80,9 @@ impl Books {
 
     /// What the cursor has passed may be told now.
     pub fn passed(&mut self, cursor: u64) {
-        if self.beyond.first_key_value().is_some_and(|(first, _)| *first <= cursor) {
-            let rest = self.beyond.split_off(&(cursor + 1));
-            self.next.settled.extend(std::mem::replace(&mut self.beyond, rest).into_values());
+        // One by one: to split it would count all that stays.
+        while let Some(first) = self.beyond.first_entry().filter(|first| *first.key() <= cursor) {
+            self.next.settled.push(*first.remove());
         }
     }
 
@@ -124,7 +124,8 @@ impl Books {
     }
 
     fn settle(&mut self, item: Item, lane: &Arc<str>, outcome: Outcome, at: Timestamp) {
-        let Item { stored: Stored { sequence, event }, row, parked, .. } = item;
+        let Item { stored, row, parked, .. } = item;
+        let Stored { sequence, event } = *stored;
         if parked.is_some() {
             self.again.remove(&sequence);
         }
@@ -146,8 +147,10 @@ impl Books {
     }
 
     fn note(&mut self, settlement: Settlement) {
-        self.unkept.insert(settlement.sequence);
-        self.beyond.insert(settlement.sequence, settlement);
+        if settlement.has_row {
+            self.unkept.insert(settlement.sequence);
+        }
+        self.beyond.insert(settlement.sequence, Box::new(settlement));
     }
 
     /// Sent again by order. None of the ledger's, and the cursor has passed it long ago.
@@ -262,7 +265,8 @@ impl Books {
             }
             (_, saving) => {
                 if let Some(Saving { progress, .. }) = saving.take() {
-                    let settled = progress.settled.iter().map(|settlement| settlement.sequence);
+                    let rows = progress.settled.iter().filter(|settlement| settlement.has_row);
+                    let settled = rows.map(|settlement| settlement.sequence);
                     for sequence in settled.chain(progress.retried.iter().map(|apart| apart.sequence)) {
                         self.unkept.remove(&sequence);
                     }

@@ -4,7 +4,7 @@
 //! password or certificate `files` have changed. The rest is told by topic: `settings` (why each is as it is), `faults` (what a code means), `lanes`
 //! (order across a failure), `health` (`Connected`, `Lost`), `oauth` (tokens), `create` (topics).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -15,6 +15,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord};
 
 use crate::config::{self, OutputName};
+use crate::publish::sequences::SequenceSet;
 use crate::publish::{Place, PublishError, Record, Report, Reports, Sink};
 
 mod context;
@@ -86,7 +87,7 @@ struct Slot {
     /// Bounded by what the output lets be in flight.
     waiting: VecDeque<Record>,
     /// Numbers of the records that librdkafka has and that have no report yet.
-    open: HashSet<u64>,
+    open: SequenceSet,
     /// Something was delivered since the last producer was made.
     delivered: bool,
 }

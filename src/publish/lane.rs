@@ -26,7 +26,7 @@ const STUCK_AFTER_ATTEMPTS: u32 = 3;
 /// An event on its way through a lane.
 #[derive(Debug)]
 pub(super) struct Item {
-    pub stored: Stored,
+    pub stored: Box<Stored>,
     /// In memory, roughly: the body twice (once more as envelope) and what is around it.
     pub bytes: usize,
     /// It has a row of its own in the journal; the cursor has passed it or may.
@@ -39,7 +39,7 @@ pub(super) struct Item {
 }
 
 impl Item {
-    pub fn new(stored: Stored, row: bool, parked: Option<u32>) -> Self {
+    pub fn new(stored: Box<Stored>, row: bool, parked: Option<u32>) -> Self {
         let bytes = stored.event.body.len() * 2 + 1024;
         Self { stored, bytes, row, parked, sent_at: None, alone: false }
     }

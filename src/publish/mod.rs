@@ -21,6 +21,7 @@ mod status;
 pub mod rabbitmq;
 mod replay;
 pub mod routes;
+mod sequences;
 mod series;
 mod tls;
 pub mod topology;

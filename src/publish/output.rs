@@ -1,6 +1,6 @@
 //! One output: reads the journal in order, hands events to their lanes, lanes' records to the sink, and what came of them back to the journal.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use super::encode::Encoder;
 use super::lane::{Item, Lane, Verdict};
 use super::replay::Replays;
 use super::routes::Router;
+use super::sequences::SequenceMap;
 use super::series::Series;
 use super::window::Window;
 use super::{HeldTopic, Outputs, Place, PublishError, Report, Sink};
@@ -82,7 +83,7 @@ pub(super) struct Output {
     stalled: bool,
     pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
-    pub(super) open: HashMap<u64, usize>,
+    pub(super) open: SequenceMap<usize>,
     pub(super) in_memory: usize,
     pub(super) bytes_in_memory: usize,
     pub(super) window: Window,
@@ -112,7 +113,7 @@ impl Output {
             connected: false,
             stalled: false,
             lanes: Vec::new(),
-            open: HashMap::new(),
+            open: SequenceMap::default(),
             in_memory: 0,
             bytes_in_memory: 0,
             window: Window::new(row.cursor),

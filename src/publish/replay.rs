@@ -22,7 +22,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub(super) struct Replays {
-    open: HashMap<u64, (Stored, Arc<str>)>,
+    open: HashMap<u64, (Box<Stored>, Arc<str>)>,
     /// The progress by which the journal hears of the last batch.
     told_in: u64,
     /// Everything up to it was looked at in this walk through the rows.

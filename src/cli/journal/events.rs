@@ -143,7 +143,7 @@ pub fn step(
 fn content(reader: &mut Reader, sequence: u64) -> Result<Option<Stored>, String> {
     let reads = reader.events(sequence - 1, sequence, 1, usize::MAX).map_err(unreadable)?;
     Ok(match reads.into_iter().next() {
-        Some(Read::Event(stored)) => Some(stored),
+        Some(Read::Event(stored)) => Some(*stored),
         _ => None, // Corrupt, or just deleted by retention.
     })
 }

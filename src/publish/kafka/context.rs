@@ -1,7 +1,7 @@
 //! What librdkafka calls back, on our thread, from within `poll`.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use rdkafka::ClientContext;
@@ -24,6 +24,7 @@ pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> 
         shared: Arc::clone(shared),
         role,
         failed: AtomicBool::new(false),
+        calls: AtomicU64::new(0),
         producer: OnceLock::new(),
     };
     let producer = Producer::from_config_and_context(&settings, context).map_err(|error| settings::refusal(&error))?;
@@ -40,6 +41,8 @@ pub(super) struct Context {
     role: Role,
     /// The producer failed for good.
     pub failed: AtomicBool,
+    /// Counts what librdkafka calls back, which tells whether a look into its queue found anything.
+    pub calls: AtomicU64,
     /// The producer whose context this is.
     producer: OnceLock<Weak<Producer>>,
 }
@@ -68,6 +71,7 @@ impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let sequence = sequence as u64;
         match result {
             // The offset is -1 where a broker had the record already and no longer knew where.
@@ -101,6 +105,7 @@ impl ClientContext for Context {
     fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _line: &str) {}
 
     fn stats_raw(&self, statistics: &[u8]) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         if self.role != Role::Main {
             return;
         }
@@ -113,6 +118,7 @@ impl ClientContext for Context {
 
     /// rdkafka calls this twice for each error of a producer, which changes nothing.
     fn error(&self, error: KafkaError, words: &str) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let Some(code) = error.rdkafka_error_code() else { return };
         if self.fatal_error().is_some() {
             // Told once the thread has seen it; librdkafka gives the code of the cause here, not one of its own.

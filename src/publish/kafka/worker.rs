@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -16,10 +16,14 @@ use super::{Producer, Role, Shared};
 use crate::config;
 use crate::publish::Report;
 
-/// How long one look into librdkafka's queue lasts while records are open, which is how late a failed producer is noticed.
-const POLL_BUSY: Duration = Duration::from_millis(10);
-/// The same while none is.
-const POLL_IDLE: Duration = Duration::from_millis(100);
+/// Between two looks into librdkafka's queue while records are open: so many reports come at once, and each wakes the output no more than that
+/// often. Nobody waits for them, and it is short beside `linger.ms`.
+const REST_BUSY: Duration = Duration::from_millis(1);
+/// The same while none is open, which is how late the first report after a pause may be: a hundred looks a second cost nothing that can be
+/// measured.
+const REST_IDLE: Duration = Duration::from_millis(10);
+/// How long one look lasts while a producer ends.
+const POLL_ENDING: Duration = Duration::from_millis(10);
 /// Polls for which a producer that is only replaced may go on sending what it has: 2 s.
 const DRAIN_POLLS_SENT: u32 = 200;
 /// Polls for which a failed producer may wait for answers to what it has sent: 5 s. What is taken back after that may be published twice.
@@ -91,13 +95,13 @@ impl Worker {
     /// Polls until this producer's time is over.
     fn serve(&mut self, producer: &Arc<Producer>, stop: &Receiver<()>) -> End {
         loop {
+            take_all(producer);
             let idle = self.shared.state().slot(self.role).open.is_empty();
-            let poll = if idle { POLL_IDLE } else { POLL_BUSY };
-            producer.poll(poll);
-            if matches!(stop.try_recv(), Err(TryRecvError::Disconnected)) {
+            let rest = if idle { REST_IDLE } else { REST_BUSY };
+            if !matches!(stop.recv_timeout(rest), Err(RecvTimeoutError::Timeout)) {
                 return End::Stopped;
             }
-            if let Some(next) = self.reload(poll) {
+            if let Some(next) = self.reload(rest) {
                 return End::Reload(next);
             }
             if !producer.client().context().failed.load(Ordering::Relaxed) {
@@ -152,7 +156,7 @@ impl Worker {
                 let purge = PurgeConfig::default().queue().non_blocking();
                 producer.purge(if poll < answered { purge } else { purge.inflight() });
             }
-            producer.poll(POLL_BUSY);
+            producer.poll(POLL_ENDING);
         }
         self.shared.abandon(self.role);
     }
@@ -179,6 +183,19 @@ impl Worker {
         if self.role == Role::Main {
             let lost = say(&mut self.shared.state().health);
             self.shared.report(lost);
+        }
+    }
+}
+
+/// Has librdkafka call back for all that waits in its queue, and returns. Not `poll` with a time: rdkafka counts in whole milliseconds, and spins for
+/// what is left of the last one, a tenth of a processor.
+fn take_all(producer: &Producer) {
+    let calls = &producer.client().context().calls;
+    loop {
+        let before = calls.load(Ordering::Relaxed);
+        producer.poll(Duration::ZERO); // One event: a batch of reports, say.
+        if calls.load(Ordering::Relaxed) == before {
+            return;
         }
     }
 }
