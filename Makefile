@@ -1,7 +1,7 @@
 # `make help` lists the targets. They want Rust; what else is missing is installed (as root, on Debian) or named in one line.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo run brokers test faults bench
+.PHONY: help demo run brokers test faults bench fuzz
 
 # What the build itself calls: the C compiler and make for librdkafka and SQLite, perl for OpenSSL.
 BUILD_NEEDS := cc:build-essential perl:perl
@@ -32,6 +32,9 @@ faults: build-needs ## the long form of the tests of crashes and outages, with r
 examples: build-needs ## runs the consumers of examples/ in Python, Node.js and Java against real brokers, and applies what `topics` prints
 	cargo build --locked
 	scripts/python tests/tools/examples.py target/debug/sipsim-relay python node java
+
+fuzz: build-needs ## a hundred million inputs for what reads bytes that anybody may write; FUZZ_INPUTS for more or fewer
+	scripts/fuzz
 
 bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
 	cargo bench --locked --bench bench -- $(ARGS)

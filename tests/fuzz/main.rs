@@ -1,0 +1,219 @@
+//! Input that anybody may write, mutated and random, for what reads it: headers and verification, normalizing, configuration, journal import.
+//! Nothing may panic, nothing unsigned may come in, and what comes in must come out as it went in.
+//!
+//! In one process, without coverage guidance. FUZZ_INPUTS (default 20,000) is how many over all; `make fuzz` gives a hundred million, in a release build. FUZZ_SEED repeats a run; a failure prints its input.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use hmac::{Hmac, KeyInit, Mac};
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue};
+use sha2::Sha256;
+use sipsim_relay::authenticate::{Accounts, Verified};
+use sipsim_relay::clock::Timestamp;
+use sipsim_relay::config::{self, inspect};
+use sipsim_relay::journal::export;
+use sipsim_relay::metrics::Metrics;
+use sipsim_relay::normalize::normalize;
+
+const SECRET: &str = "a secret of this test, long enough";
+const NOW: i64 = 1_736_937_000;
+/// Bytes of one input. What is longer is the siege's.
+const INPUT_MAX: usize = 600;
+
+type Target = fn(&Fixture, &mut Rng, &[u8]);
+
+/// Each with its share of all inputs, in thousandths: configuration goes through a file, and import through base64 and JSON.
+const TARGETS: [(&str, usize, Target, &[&str]); 4] = [
+    (
+        "headers and verification",
+        600,
+        verification,
+        &["1736937000", "01736937299", "f00", "{\"event\":\"sms\"}", "0x1", "+1"],
+    ),
+    ("normalize", 389, normalizing, BODIES),
+    ("journal import", 10, import, &[]),
+    (
+        "configuration",
+        1,
+        configuration,
+        &[include_str!("../../relay.toml"), "[outputs.kafka.properties]\nlinger.ms = 5\n"],
+    ),
+];
+
+const BODIES: &[&str] = &[
+    include_str!("../payloads/incoming_call_end.answered.json"),
+    include_str!("../payloads/speech.json"),
+    include_str!("../payloads/summary.json"),
+    include_str!("../payloads/sms.inbound.json"),
+    include_str!("../payloads/test.json"),
+    r#"{"event":"sms","event":"tags","time":"2025-01-15 10:30:00+0200","pbx_id":-0,"a":[[[{"\ud800":1e999}]]]}"#,
+];
+
+struct Fixture {
+    accounts: Accounts,
+    folder: tempfile::TempDir,
+    lines: Vec<String>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let variable = ("RELAY_ACCOUNTS__DEFAULT__SECRET".into(), SECRET.into());
+        let loaded = config::load(None, [variable].into_iter()).unwrap_or_else(|error| panic!("{error}"));
+        let metrics = Metrics::new(&loaded.config);
+        let accounts = Accounts::open(&loaded.config, metrics).expect("it has a secret");
+        let line = |event: &str| {
+            format!(
+                r#"{{"id":"b1f5c9c2-0000-8000-8000-000000000000","account":"default","event":"{event}","call":"c","time":"2025-01-15T10:30:00Z","call_status":null,"received_at_micros":1736937000000000,"body":"e30="}}"#
+            )
+        };
+        Self { accounts, folder, lines: vec![line("sms"), line("unknown")] }
+    }
+}
+
+fn sign(timestamp: &[u8], body: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("HMAC takes a key of any length");
+    mac.update(timestamp);
+    mac.update(b".");
+    mac.update(body);
+    hex::encode(mac.finalize().into_bytes())
+}
+
+/// What the account makes of it. `None`: it is refused, or is no header at all.
+fn verified(fixture: &Fixture, timestamp: &[u8], signature: &[u8], body: &[u8]) -> Option<Verified> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [("x-webhook-timestamp", timestamp), ("x-webhook-signature", signature)] {
+        headers.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).ok()?);
+    }
+    let account = fixture.accounts.by_path("/webhooks/sipsim").expect("the default one");
+    let now = Timestamp::from_seconds(NOW);
+    account.claims(&headers).ok()?.with_body(Bytes::copy_from_slice(body), now).verify(now).ok()
+}
+
+fn verification(fixture: &Fixture, rng: &mut Rng, input: &[u8]) {
+    let (timestamp, rest) = input.split_at(rng.usize(..=input.len().min(16)));
+    let genuine = sign(timestamp, rest).into_bytes();
+    let mut signature = genuine.clone();
+    match rng.u8(..4) {
+        0 => {}
+        1 => signature[rng.usize(..64)] ^= 1 << rng.u8(..7),
+        2 => signature = mutated(rng, &genuine),
+        _ => signature = rest.iter().copied().take(64).collect(),
+    }
+    let is_signed = signature.eq_ignore_ascii_case(&genuine);
+    let digits = !timestamp.is_empty() && timestamp.len() <= 12 && timestamp.iter().all(u8::is_ascii_digit);
+    let is_fresh = digits && {
+        let at: i64 = str::from_utf8(timestamp).expect("digits").parse().expect("a number");
+        (at - NOW).abs() <= 300
+    };
+    let verified = verified(fixture, timestamp, &signature, rest);
+    assert_eq!(verified.is_some(), is_signed && is_fresh, "signed: {is_signed}, fresh: {is_fresh}");
+}
+
+fn normalizing(fixture: &Fixture, _: &mut Rng, input: &[u8]) {
+    let timestamp = NOW.to_string();
+    let signature = sign(timestamp.as_bytes(), input);
+    let verified = verified(fixture, timestamp.as_bytes(), signature.as_bytes(), input).expect("it is genuine");
+    let event = normalize(verified, &[Arc::from("fax_received")]);
+    assert_eq!(&event.body[..], input);
+}
+
+fn import(_: &Fixture, _: &mut Rng, input: &[u8]) {
+    if let Ok(text) = str::from_utf8(input) {
+        let _ = export::read(text);
+    }
+}
+
+fn configuration(fixture: &Fixture, _: &mut Rng, input: &[u8]) {
+    let file = fixture.folder.path().join("relay.toml");
+    std::fs::write(&file, input).expect("a file");
+    let found = inspect(Some(&file), std::iter::empty(), true);
+    for problem in &found.problems {
+        assert!(!problem.to_string().is_empty());
+    }
+}
+
+/// One to eight changes: bits, bytes, pieces cut, doubled, moved, and words that parsers trip over.
+fn mutated(rng: &mut Rng, seed: &[u8]) -> Vec<u8> {
+    const WORDS: [&[u8]; 14] = [
+        b"\"",
+        b"{",
+        b"[",
+        b"\\u",
+        b"\\ud800",
+        b"\0",
+        b"\xff",
+        b"1e999",
+        b"-0",
+        b"\r\n",
+        b"event",
+        b"pbx_id",
+        b"\xe2\x80\xa8",
+        b"null",
+    ];
+    let start = if seed.len() > INPUT_MAX { rng.usize(..seed.len() - INPUT_MAX) } else { 0 };
+    let mut bytes: Vec<u8> = seed[start..].iter().copied().take(INPUT_MAX).collect();
+    for _ in 0..rng.usize(1..=8) {
+        let at = rng.usize(..=bytes.len());
+        let end = rng.usize(at..=bytes.len().min(at + 32));
+        match rng.u8(..6) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << rng.u8(..8),
+            1 if at < bytes.len() => bytes[at] = rng.u8(..),
+            2 => drop(bytes.drain(at..end)),
+            3 => {
+                let piece = bytes[at..end].to_vec();
+                let to = rng.usize(..=bytes.len());
+                bytes.splice(to..to, piece);
+            }
+            _ => drop(bytes.splice(at..at, WORDS[rng.usize(..WORDS.len())].iter().copied())),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_input_is_too_odd() {
+    let total: usize = std::env::var("FUZZ_INPUTS").map_or(20_000, |text| text.parse().expect("a number"));
+    let seed: u64 =
+        std::env::var("FUZZ_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a number"));
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    std::panic::set_hook(Box::new(|_| {})); // What panicked is shown with its input.
+    let counts: Vec<usize> = (0..threads)
+        .map(|number| thread::spawn(move || feed(seed.wrapping_add(number as u64), total / threads)))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|thread| thread.join().unwrap_or_else(|error| std::panic::resume_unwind(error)))
+        .collect();
+    eprintln!("{} inputs, FUZZ_SEED={seed}, {threads} threads", counts.iter().sum::<usize>());
+}
+
+fn feed(seed: u64, count: usize) -> usize {
+    let fixture = Fixture::new();
+    let mut rng = Rng::with_seed(seed);
+    let mut fed = 0;
+    for (name, share, target, seeds) in TARGETS {
+        let lines: Vec<&str> = fixture.lines.iter().map(String::as_str).collect();
+        let seeds = if seeds.is_empty() { &lines[..] } else { seeds };
+        for _ in 0..(count * share).div_ceil(1000) {
+            let seed = seeds[rng.usize(..seeds.len())];
+            let input = match rng.u8(..16) {
+                0 => (0..rng.usize(..64)).map(|_| rng.u8(..)).collect(),
+                1 => seed.as_bytes().to_vec(),
+                _ => mutated(&mut rng, seed.as_bytes()),
+            };
+            let went_well = catch_unwind(AssertUnwindSafe(|| target(&fixture, &mut rng, &input)));
+            if let Err(panic) = went_well {
+                let why = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                let _ = std::panic::take_hook();
+                panic!("{name}: {why}; input {:?} ({})", String::from_utf8_lossy(&input), hex::encode(&input));
+            }
+            fed += 1;
+        }
+    }
+    fed
+}
