@@ -166,7 +166,10 @@ impl<K: Keep> Door<K> {
         let mut arrival = Arrival { head, body, deadline: first_byte + self.limits.deadline, account: None };
         let taken_in = self.take_in(&mut arrival).await;
         let (mut answer, leftover) = match &taken_in {
-            Ok(receipt) => (accepted(receipt), None),
+            Ok(receipt) => {
+                connection.prove();
+                (accepted(receipt), None)
+            }
             Err(refusal) => {
                 let mut answer = refusal.answer();
                 let (leftover, is_last) = rest_of(arrival.body, &arrival.head, *refusal);

@@ -2,7 +2,7 @@
 //! hyper's own header timeout also runs while a connection idles between requests.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -71,13 +71,15 @@ impl Patience {
     }
 }
 
-/// Who goes first when there is no room: idle ones, then those that are slow to ask, the longest there first. Smaller goes earlier.
-fn dispensability(phase: Phase, since: u64) -> Option<(u8, u64)> {
-    match phase {
-        Phase::Silent | Phase::Idle | Phase::Linger => Some((0, since)),
-        Phase::Handshake | Phase::Head | Phase::Drain => Some((1, since)),
-        Phase::Request => None,
-    }
+/// Who goes first when there is no room: of strangers idle ones, then those that are slow to ask; only then connections that once carried a
+/// genuine request. Smaller goes earlier.
+fn dispensability(phase: Phase, is_proved: bool) -> Option<u8> {
+    let rank = match phase {
+        Phase::Silent | Phase::Idle | Phase::Linger => 0,
+        Phase::Handshake | Phase::Head | Phase::Drain => 1,
+        Phase::Request => return None,
+    };
+    Some(if is_proved { rank + 2 } else { rank })
 }
 
 /// One connection, as its own task tells it and as the others see it.
@@ -90,6 +92,8 @@ pub struct Watched {
     last_read: AtomicU64,
     /// Microseconds from `began` to when a write found the peer not reading; 0 while writes go through.
     stalled_since: AtomicU64,
+    /// It once carried a genuine request.
+    proved: AtomicBool,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
     pub leftover: Mutex<Option<Leftover>>,
@@ -105,6 +109,7 @@ impl Watched {
             state: AtomicU64::new((phase as u64) << PHASE_SHIFT),
             last_read: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
+            proved: AtomicBool::new(false),
             order: AtomicU8::new(0),
             waker: Mutex::new(None),
             leftover: Mutex::new(None),
@@ -154,6 +159,11 @@ impl Watched {
         };
         self.set(Phase::Request, since);
         self.began + Duration::from_micros(since)
+    }
+
+    /// A genuine request came over this connection: it is no stranger's.
+    pub fn prove(&self) {
+        self.proved.store(true, Ordering::Relaxed);
     }
 
     /// The answer is made. With `leftover`, the rest of the request's body is still to come, and has the request's deadline.
@@ -250,8 +260,9 @@ impl Open {
         let dispensable = self.staying.values().filter_map(|watched| {
             let (phase, since) = watched.get();
             // `since` counts from each connection's own beginning: compare moments.
-            dispensability(phase, since)
-                .map(|(rank, since)| (rank, watched.began + Duration::from_micros(since), watched.id))
+            let since = watched.began + Duration::from_micros(since);
+            let is_proved = watched.proved.load(Ordering::Relaxed);
+            dispensability(phase, is_proved).map(|rank| (rank, since, watched.id))
         });
         let Some((_, _, id)) = dispensable.min() else { return false };
         if let Some(watched) = self.staying.remove(&id) {
@@ -432,6 +443,15 @@ mod tests {
         assert_eq!(order_of(&all[0].watched), Some(Order::Drop), "then the last that can be spared");
         all.clear();
         assert!(!registry.make_room());
+    }
+
+    #[test]
+    fn a_stranger_goes_before_a_connection_that_carried_a_genuine_request() {
+        let registry = registry(2);
+        let (known, stranger) = (registry.admit(Phase::Idle).unwrap(), registry.admit(Phase::Head).unwrap());
+        known.watched.prove();
+        let _newcomer = registry.admit(Phase::Silent);
+        assert_eq!((order_of(&known.watched), order_of(&stranger.watched)), (None, Some(Order::Drop)));
     }
 
     #[test]

@@ -183,10 +183,15 @@ impl Writer {
         }
         let shared = Arc::clone(&self.shared);
         match shared.at_disk(|| self.reopen()) {
-            Ok(db) => {
-                let was = self.shared.health.send_replace(Health::Ready);
-                if let Health::Failing(_) = was {
-                    info!(journal.path = %self.shared.path.display(), "the journal takes events again");
+            Ok(mut db) => {
+                let was = self.shared.health.borrow().clone();
+                // Before anybody hears that it is ready: one that is full, or whose disk is, refuses from the start.
+                shared.at_disk(|| db.measure(&self.options, &self.shared));
+                if db.room.closed.is_none() {
+                    self.shared.health.send_replace(Health::Ready);
+                    if let Health::Failing(_) = was {
+                        info!(journal.path = %self.shared.path.display(), "the journal takes events again");
+                    }
                 }
                 self.shared.committed.send_replace(db.last);
                 self.db = Some(db);
