@@ -22,15 +22,40 @@ brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topic
 test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a socket, real brokers, README, compose file, metrics
 	scripts/test
 
-# FAULTS_KILLS, FAULTS_STEPS, FAULTS_BACKLOG and FAULTS_SEED make it longer, shorter, or the same again.
+# FAULTS_KILLS, FAULTS_CUTS, FAULTS_STEPS, FAULTS_BACKLOG, FAULTS_SEED and more (tests/faults/main.rs) make it longer, shorter, or the same again.
 faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
 	scripts/brokers fetch all
-	cargo test --locked --test faults -- --nocapture --test-threads 1
+	FAULTS_CUTS=$${FAULTS_CUTS:-100} FAULTS_MIX=$${FAULTS_MIX:-100} FAULTS_ERRORS=$${FAULTS_ERRORS:-60} FAULTS_PAGES=$${FAULTS_PAGES:-99} \
+		cargo test --locked --test faults -- --nocapture --test-threads 1
+
+.PHONY: examples
+examples: build-needs ## runs the consumers of examples/ in Python, Node.js and Java against real brokers, and applies what `topics` prints
+	cargo build --locked
+	scripts/python tests/tools/examples.py target/debug/sipsim-relay python node java
 
 bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
 	cargo bench --locked --bench bench -- $(ARGS)
+
+.PHONY: status-page
+# Apart from `make test`, since Chromium is 350 MB of packages; the page's text and policy are in the unit tests.
+status-page: build-needs ## the status page in a real Chromium, well and in three kinds of trouble; leaves pictures in target/status-page
+	scripts/need chromium:chromium chromedriver:chromium-driver
+	cargo build --locked
+	scripts/python tests/tools/status_page.py target/debug/sipsim-relay target/status-page
 
 .PHONY: build-needs
 build-needs:
 	@command -v cargo >/dev/null || { echo "Rust (1.88 or newer) is missing: see https://rustup.rs" >&2; exit 1; }
 	@scripts/need $(BUILD_NEEDS)
+
+.PHONY: check-deploy check-kubernetes rollout
+check-deploy: build-needs ## the Helm chart over a matrix of values, the image's bare root, compose file, systemd unit: two minutes; ARGS=--release
+	scripts/check-deploy $(ARGS)
+
+check-kubernetes: ## the chart on a real Kubernetes API server: installed, upgraded, scaled, uninstalled; wants Go, the first run takes ten minutes more
+	scripts/check-kubernetes
+
+# ROLLOUT_ROUNDS and ROLLOUT_DELAY (seconds of shutdown.delay and of shutdown.drain) make it longer or shorter.
+rollout: build-needs ## three relays behind a real HAProxy, restarted, killed, scaled, while the broker is away: the long form, six minutes
+	scripts/brokers fetch all
+	ROLLOUT_ROUNDS=$${ROLLOUT_ROUNDS:-3} ROLLOUT_DELAY=$${ROLLOUT_DELAY:-5} cargo test --locked --test rollout -- --nocapture

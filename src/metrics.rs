@@ -1,7 +1,7 @@
 //! Every metric, declared once, with the rise that means trouble in its comment. Labels come from closed sets and configured names, never from
 //! a request, and every series that can be known exists from the start.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
@@ -10,6 +10,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::clock::Timestamp;
 use crate::config::{Config, OutputKind};
 use crate::normalize::Known;
 use crate::publish::topology;
@@ -92,6 +93,8 @@ pub struct AccountMetrics {
     /// When the old secret stops moving, it can go.
     pub secret_last_used: GaugeVec,
     pub secrets_loaded: IntGaugeVec,
+    /// By account and event: when the newest one arrived that was kept or discarded. For the status page only.
+    newest: Mutex<BTreeMap<(String, String), Timestamp>>,
     /// 0 while a secret or certificate file is reported as unusable. Set by [`AccountMetrics::reloaded`].
     pub last_reload_successful: IntGauge,
     /// Whose files cannot be used now.
@@ -301,6 +304,7 @@ impl AccountMetrics {
                 "last_reload_successful",
                 "0 while a secret or certificate file cannot be used.",
             ),
+            newest: Mutex::default(),
             failing_reloads: Mutex::default(),
             certificate_expiry: gauge_vec(
                 r,
@@ -313,6 +317,36 @@ impl AccountMetrics {
 }
 
 impl AccountMetrics {
+    /// Notes the arrival of an account's newest event of a kind. As many are remembered as accounts and known names make.
+    pub fn arrived(&self, account: &str, event: &str, at: Timestamp) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.insert((account.to_owned(), event.to_owned()), at);
+    }
+
+    /// Account, event and arrival of the newest event of each kind since the start, the newest first.
+    pub fn newest(&self) -> Vec<(String, String, Timestamp)> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            newest.iter().map(|((account, event), at)| (account.clone(), event.clone(), *at)).collect();
+        all.sort_by_key(|(.., at)| std::cmp::Reverse(*at));
+        all
+    }
+
+    /// Each secret in force with when it was last used, seconds since 1970; 0: not since the start.
+    pub fn secrets(&self, account: &str) -> Vec<(String, f64)> {
+        let mut secrets = Vec::new();
+        for metric in self.secret_last_used.collect().iter().flat_map(|family| family.get_metric()) {
+            let label = |name: &str| metric.get_label().iter().find(|label| label.name() == name).map(|l| l.value());
+            if let (Some(of), Some(secret)) = (label("account"), label("secret"))
+                && of == account
+            {
+                secrets.push((secret.to_owned(), metric.get_gauge().get_value()));
+            }
+        }
+        secrets.sort_by(|(a, _), (b, _)| a.cmp(b));
+        secrets
+    }
+
     /// Says whether the files of `what` (a key of the configuration, like `ingress.tls`) could be used when they were last read. The metric is 1
     /// only while everybody's can.
     pub fn reloaded(&self, what: &str, is_usable: bool) {

@@ -1,6 +1,7 @@
 //! The admin port: metrics, probes and status, for machines and people. Read-only, and apart from the public port: a crowd there does not keep
 //! anybody from looking here.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -15,18 +16,19 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
 use tracing::warn;
 
 mod health;
+mod pace;
 mod page;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use health::{Check, Health, JournalHealth};
+pub use pace::Pace;
 pub use status::{LastRefused, Sources, Status};
 
 use crate::{clock, config};
@@ -66,22 +68,28 @@ impl Admin {
 
     /// Answers until dropped. Never ends by itself: to be spawned, and aborted last of all.
     pub async fn serve(self) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut sampling = JoinSet::new(); // Ends with this.
+        sampling.spawn(sample(Arc::clone(&self.sources)));
         let mut connections = JoinSet::new();
+        let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
         let mut is_failing = false;
         loop {
-            // Nobody closes the semaphore.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            while connections.try_join_next().is_some() {}
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     is_failing = false;
+                    while connections.try_join_next().is_some() {}
+                    oldest.retain(|connection| !connection.is_finished());
+                    // An answer takes milliseconds: who has been there longest asks nothing, and must not keep a probe waiting.
+                    if oldest.len() >= CONNECTIONS_MAX
+                        && let Some(connection) = oldest.pop_front()
+                    {
+                        connection.abort();
+                    }
                     let sources = Arc::clone(&self.sources);
-                    connections.spawn(async move {
+                    oldest.push_back(connections.spawn(async move {
                         // Whoever is slower than this, or breaks off, has no use for the answer.
                         let _ = timeout(DEADLINE, serve_one(stream, sources)).await;
-                        drop(place);
-                    });
+                    }));
                 }
                 Err(error) => {
                     if !is_failing {
@@ -92,6 +100,16 @@ impl Admin {
                 }
             }
         }
+    }
+}
+
+/// Feeds the rates of the status page.
+async fn sample(sources: Arc<Sources>) {
+    let mut ticks = tokio::time::interval(pace::EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let at = ticks.tick().await;
+        sources.sample(at.into_std());
     }
 }
 

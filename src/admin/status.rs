@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use prometheus::core::Collector;
 use serde::Serialize;
 
 use super::health::Health;
+use super::pace::{Pace, Sample};
 use crate::clock::Timestamp;
-use crate::config::AccountName;
+use crate::config::{AccountName, OutputName};
 use crate::journal::OutputRow;
 use crate::metrics::{Metrics, OUTCOMES, UNAVAILABLE_REASONS};
 use crate::publish::{OutputStatus, Outputs};
@@ -21,8 +23,11 @@ pub struct Sources {
     pub instance: String,
     pub started_at: Timestamp,
     pub accounts: Vec<AccountName>,
+    /// Bytes on the journal's disk at which accepting stops.
+    pub journal_free_min: u64,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
+    pub pace: Pace,
     /// Each output's place and counts in the journal, all of one moment.
     pub rows: Arc<dyn Fn() -> Vec<OutputRow> + Send + Sync>,
     pub outputs: Outputs,
@@ -41,8 +46,12 @@ pub struct Status {
     /// Why not, when not.
     pub not_accepting_because: Option<String>,
     pub accounts: BTreeMap<String, AccountStatus>,
+    /// Kept within the last minute; `None` in the first seconds.
+    pub accepted_per_second: Option<f64>,
     pub journal: JournalStatus,
-    pub outputs: BTreeMap<String, OutputStatus>,
+    pub outputs: BTreeMap<String, Output>,
+    /// Each kind of event that came since the start, the newest first.
+    pub last_events: Vec<LastEvent>,
     /// Since the start, by reason, those that ever happened.
     pub unavailable: BTreeMap<&'static str, u64>,
     pub connections: i64,
@@ -60,6 +69,40 @@ pub struct AccountStatus {
     /// RFC 3339 UTC; kept across restarts. `None`: never.
     pub last_accepted: Option<String>,
     pub secrets_loaded: i64,
+    /// By name.
+    pub secrets: Vec<SecretStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SecretStatus {
+    pub name: String,
+    /// RFC 3339 UTC. `None`: not since the start.
+    pub last_used: Option<String>,
+}
+
+/// The newest event of a kind: what it was and when, and nothing of whom.
+#[derive(Debug, Serialize)]
+pub struct LastEvent {
+    pub account: String,
+    pub event: String,
+    /// RFC 3339 UTC, of its arrival.
+    pub at: String,
+    pub seconds_ago: u64,
+    /// Since the start. Kept, or discarded by configuration.
+    pub count: u64,
+}
+
+/// An output as its publisher and the journal see it.
+#[derive(Debug, Default, Serialize)]
+pub struct Output {
+    #[serde(flatten)]
+    pub status: OutputStatus,
+    /// Confirmed by the broker since the journal was made.
+    pub published: u64,
+    /// Within the last minute; `None` in the first seconds.
+    pub published_per_second: Option<f64>,
+    /// It is no longer configured; what it is owed stays until `journal forget`.
+    pub removed: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,13 +112,36 @@ pub struct JournalStatus {
     /// From 0 to 1, of `size_max_bytes`.
     pub fill: f64,
     pub disk_free_bytes: i64,
+    /// Of the oldest event that some output has not confirmed; 0 when there is none.
+    pub oldest_pending_age_seconds: f64,
+    /// At the pace of the last quarter of an hour, while something waits for longer than a minute and the journal grows. Published events
+    /// among its bytes give way, so it may take longer.
+    pub full_in_seconds: Option<f64>,
     /// A file that could not be read was set aside at start.
     pub set_aside: bool,
 }
 
+/// Events that wait no longer than this are on their way, and no debt that fills a journal.
+pub const ON_THEIR_WAY_SECONDS: f64 = 60.0;
+
 impl Sources {
+    /// Feeds [`Pace`].
+    pub fn sample(&self, at: Instant) {
+        let published = (self.rows)().into_iter().map(|row| (row.name, row.counts.published)).collect();
+        let accepted = self.metrics.accounts.accepted.collect();
+        let accepted =
+            accepted.iter().flat_map(|family| family.get_metric()).map(|series| series.get_counter().get_value());
+        self.pace.note(Sample {
+            at,
+            journal_bytes: self.metrics.journal.bytes.get(),
+            published,
+            accepted: accepted.sum::<f64>() as u64,
+        });
+    }
+
     pub fn status(&self, now: Timestamp) -> Status {
         let ready = self.health.ready();
+        let outputs = self.outputs();
         let accounts = self.accounts.iter().map(|account| (account.to_string(), self.account(account)));
         let unavailable = UNAVAILABLE_REASONS
             .iter()
@@ -89,23 +155,49 @@ impl Sources {
             accepting: ready.is_ok(),
             not_accepting_because: ready.err(),
             accounts: accounts.collect(),
-            journal: self.journal(),
-            outputs: self.outputs(),
+            accepted_per_second: self.pace.accepted(),
+            journal: self.journal(&outputs),
+            outputs,
+            last_events: self.last_events(now),
             unavailable: unavailable.collect(),
             connections: self.metrics.ingress.connections.get(),
             last_refused: (self.last_refused)(),
         }
     }
 
-    fn outputs(&self) -> BTreeMap<String, OutputStatus> {
-        let mut shown: BTreeMap<_, _> =
-            self.outputs.all().into_iter().map(|(name, status)| (name.to_string(), status)).collect();
+    fn outputs(&self) -> BTreeMap<String, Output> {
+        let one =
+            |(name, status): (OutputName, OutputStatus)| (name.to_string(), Output { status, ..Output::default() });
+        let mut shown: BTreeMap<_, _> = self.outputs.all().into_iter().map(one).collect();
         for row in (self.rows)() {
-            let status = shown.entry(row.name).or_default(); // A removed output has only its debt.
-            status.pending = row.counts.pending.max(0) as u64;
-            status.parked = row.counts.parked.max(0) as u64;
+            let rate = self.pace.published(&row.name);
+            let output = shown.entry(row.name).or_default(); // A removed output has only its debt.
+            output.status.pending = row.counts.pending.max(0) as u64;
+            if row.counts.pending <= 0 {
+                output.status.oldest_pending_age_seconds = 0.0; // It is looked at once a second, and the counts are of now.
+            }
+            output.status.parked = row.counts.parked.max(0) as u64;
+            output.published = row.counts.published.max(0) as u64;
+            output.published_per_second = rate;
+            output.removed = row.removed;
         }
         shown
+    }
+
+    fn last_events(&self, now: Timestamp) -> Vec<LastEvent> {
+        let accounts = &self.metrics.accounts;
+        let one = |(account, event, at): (String, String, Timestamp)| {
+            let labels = [&*account, &*event];
+            LastEvent {
+                count: accounts.accepted.with_label_values(&labels).get()
+                    + accounts.discarded.with_label_values(&labels).get(),
+                at: crate::clock::rfc3339_seconds(at.as_seconds()),
+                seconds_ago: now.since(at).as_secs(),
+                account,
+                event,
+            }
+        };
+        accounts.newest().into_iter().map(one).collect()
     }
 
     fn account(&self, account: &AccountName) -> AccountStatus {
@@ -119,20 +211,31 @@ impl Sources {
             answers,
             last_accepted: (last_accepted > 0.0).then(|| crate::clock::rfc3339_seconds(last_accepted as i64)),
             secrets_loaded: self.metrics.accounts.secrets_loaded.with_label_values(&[account.as_str()]).get(),
+            secrets: self.metrics.accounts.secrets(account.as_str()).into_iter().map(secret).collect(),
         }
     }
 
-    fn journal(&self) -> JournalStatus {
+    fn journal(&self, outputs: &BTreeMap<String, Output>) -> JournalStatus {
         let journal = &self.metrics.journal;
-        let (bytes, size_max_bytes) = (journal.bytes.get(), journal.size_max.get());
+        let (bytes, size_max_bytes, free) = (journal.bytes.get(), journal.size_max.get(), journal.free.get());
+        let ages = outputs.values().map(|output| output.status.oldest_pending_age_seconds);
+        let oldest = ages.fold(0.0, f64::max);
+        let room = (size_max_bytes - bytes).min(free - i64::try_from(self.journal_free_min).unwrap_or(i64::MAX));
+        let growth = self.pace.journal_growth().filter(|growth| *growth > 0.0 && oldest > ON_THEIR_WAY_SECONDS);
         JournalStatus {
             bytes,
             size_max_bytes,
             fill: if size_max_bytes > 0 { bytes as f64 / size_max_bytes as f64 } else { 0.0 },
-            disk_free_bytes: journal.free.get(),
+            disk_free_bytes: free,
+            oldest_pending_age_seconds: oldest,
+            full_in_seconds: growth.map(|growth| room.max(0) as f64 / growth),
             set_aside: journal.set_aside.get() != 0,
         }
     }
+}
+
+fn secret((name, used_at): (String, f64)) -> SecretStatus {
+    SecretStatus { name, last_used: (used_at > 0.0).then(|| crate::clock::rfc3339_seconds(used_at as i64)) }
 }
 
 /// A duration for people, in its two largest units: `3 d 4 h`.

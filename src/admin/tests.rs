@@ -35,7 +35,14 @@ impl Drop for Running {
     }
 }
 
-async fn start() -> Running {
+struct Knobs {
+    config: crate::config::Config,
+    journal: Arc<Mutex<journal::Health>>,
+    rows: Arc<Mutex<Vec<OutputRow>>>,
+}
+
+/// What the port reads from, and what a test turns.
+fn sources() -> (Sources, Knobs) {
     let config = configuration();
     let metrics = Metrics::new(&config);
     let journal = Arc::new(Mutex::new(journal::Health::Ready));
@@ -43,20 +50,29 @@ async fn start() -> Running {
         let journal = Arc::clone(&journal);
         move || journal.lock().unwrap().clone()
     });
-    let (outputs, rows) = (Outputs::default(), Arc::<Mutex<Vec<OutputRow>>>::default());
+    let rows = Arc::<Mutex<Vec<OutputRow>>>::default();
     let sources = Sources {
         instance: "<relay & co>".into(),
         started_at: clock::now(),
         accounts: config.accounts.iter().map(|account| account.name.clone()).collect(),
+        journal_free_min: config.journal.free_min,
         metrics: Arc::clone(&metrics),
         health: Arc::clone(&health),
+        pace: Pace::default(),
         rows: {
             let rows = Arc::clone(&rows);
             Arc::new(move || rows.lock().unwrap().clone())
         },
-        outputs: outputs.clone(),
+        outputs: Outputs::default(),
         last_refused: Arc::new(|| Some(serde_json::json!({"reason": "bad_signature"}))),
     };
+    (sources, Knobs { config, journal, rows })
+}
+
+async fn start() -> Running {
+    let (sources, Knobs { config, journal, rows }) = sources();
+    let (health, metrics, outputs) =
+        (Arc::clone(&sources.health), Arc::clone(&sources.metrics), sources.outputs.clone());
     let admin = Admin::bind(&config.admin, sources).await.expect("a free port");
     Running { address: admin.address(), health, journal, metrics, outputs, rows, serving: tokio::spawn(admin.serve()) }
 }
@@ -151,11 +167,18 @@ async fn the_status_is_shown_to_people_and_machines() {
             up: false,
             pending: 0,
             parked: 0,
-            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing" }],
+            held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing", mend: "make it" }],
             last_error: Some("no <broker>".into()),
+            last_error_at: Some("2025-01-15T10:29:00Z".into()),
             oldest_pending_age_seconds: 61.5,
         };
     });
+
+    relay.metrics.accounts.secret_last_used.with_label_values(&["default", "new & old"]).set(1_736_937_000.0);
+    relay.metrics.accounts.secret_last_used.with_label_values(&["default", "other"]);
+    relay.metrics.accounts.accepted.with_label_values(&["default", "sms"]).inc_by(3);
+    relay.metrics.accounts.arrived("default", "sms", clock::now().minus(Duration::from_secs(90)));
+    relay.metrics.accounts.arrived("default", "voicemail", clock::now().minus(Duration::from_secs(7300)));
 
     // How many wait is the journal's to say, not the publisher's.
     relay.rows.lock().unwrap().push(OutputRow {
@@ -188,6 +211,14 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/outputs/kafka/pending", 12.into()),
         ("/outputs/kafka/parked", 3.into()),
         ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
+        ("/outputs/kafka/removed", false.into()),
+        ("/outputs/kafka/last_error_at", "2025-01-15T10:29:00Z".into()),
+        ("/accounts/default/secrets/0", serde_json::json!({"name": "new & old", "last_used": "2025-01-15T10:30:00Z"})),
+        ("/accounts/default/secrets/1", serde_json::json!({"name": "other", "last_used": null})),
+        ("/last_events/0/event", "sms".into()),
+        ("/last_events/0/count", 3.into()),
+        ("/last_events/1/event", "voicemail".into()),
+        ("/journal/oldest_pending_age_seconds", 61.5.into()),
         ("/last_refused/reason", "bad_signature".into()),
     ] {
         assert_eq!(status.pointer(pointer), Some(&expected), "{pointer} in {body}");
@@ -199,7 +230,13 @@ async fn the_status_is_shown_to_people_and_machines() {
         "<strong>accepting</strong>",
         "&lt;relay &amp; co&gt;",
         "bad_signature 7",
-        "held: sipsim.sms (topic_missing)",
+        "held: sipsim.sms (topic_missing): the broker has no such topic",
+        "2025-01-15T10:29:00Z: no &lt;broker&gt;",
+        "new &amp; old: 2025-01-15T10:30:00Z, other: not since the start",
+        "1 min 30 s ago",
+        "2 h 1 min ago",
+        "12 pending, the oldest for 1 min 1 s, 3 parked",
+        "42",
         "no &lt;broker&gt;",
         "1 min 1 s",
         "256.0 MiB of 1.0 GiB (25.0 %)",
@@ -210,21 +247,57 @@ async fn the_status_is_shown_to_people_and_machines() {
     }
     assert!(!page.contains("<script"));
     relay.health.stopping();
-    assert!(relay.ask("GET /").await.contains("<strong>not accepting</strong> running: the relay is stopping"));
+    let page = relay.ask("GET /").await;
+    assert!(page.contains("<strong>not accepting</strong></p><p>running: the relay is stopping"), "{page}");
 }
 
 #[tokio::test]
-async fn more_connections_than_there_are_places_wait_their_turn() {
-    let relay = start().await;
-    let mut silent = Vec::new();
-    for _ in 0..CONNECTIONS_MAX {
-        silent.push(TcpStream::connect(relay.address).await.expect("the port listens"));
+async fn rates_and_the_time_to_full_come_out_of_samples() {
+    let (sources, _) = sources();
+    let start = std::time::Instant::now();
+    let published = |count| OutputRow {
+        number: 1,
+        name: "kafka".into(),
+        cursor: 0,
+        progress: 0,
+        removed: false,
+        routes: String::new(),
+        counts: Counts { published: count, pending: 1, ..Counts::default() },
+        spans: Vec::new(),
+    };
+    let (rows, metrics) = (Arc::<Mutex<Vec<OutputRow>>>::default(), Arc::clone(&sources.metrics));
+    let shown = Arc::clone(&rows);
+    let sources = Sources { rows: Arc::new(move || shown.lock().unwrap().clone()), ..sources };
+    metrics.journal.free.set(1 << 40);
+    for (second, bytes, count) in [(0, 1 << 20, 0), (60, 61 << 20, 300)] {
+        metrics.journal.bytes.set(bytes);
+        *rows.lock().unwrap() = vec![published(count)];
+        sources.sample(start + Duration::from_secs(second));
     }
-    let asking = relay.status("GET /livez");
-    tokio::pin!(asking);
-    assert!(timeout(Duration::from_millis(200), &mut asking).await.is_err(), "every place is taken");
-    silent.clear();
-    assert_eq!(timeout(PATIENCE, asking).await.expect("a place"), 200);
+    let age = |age| {
+        sources.outputs.update(&Name::new("kafka").unwrap(), |output| output.oldest_pending_age_seconds = age);
+        sources.status(clock::now())
+    };
+    let status = age(59.0);
+    assert_eq!(status.outputs["kafka"].published_per_second, Some(5.0));
+    assert_eq!(status.journal.full_in_seconds, None, "what is on its way fills no journal");
+    // 963 MiB are left of 1 GiB, at 1 MiB a second.
+    let status = age(61.0);
+    assert_eq!(status.journal.full_in_seconds, Some(963.0));
+    assert!(page::html(&status).contains("Full in 16 min 3 s at this pace"));
+    metrics.journal.free.set(i64::try_from(sources.journal_free_min).unwrap() + (10 << 20));
+    assert_eq!(age(61.0).journal.full_in_seconds, Some(10.0), "the disk ends sooner");
+}
+
+#[tokio::test]
+async fn a_crowd_that_asks_nothing_keeps_no_probe_waiting() {
+    let relay = start().await;
+    let mut crowd = Vec::new();
+    for _ in 0..CONNECTIONS_MAX * 2 {
+        crowd.push(TcpStream::connect(relay.address).await.expect("the port listens"));
+    }
+    let asking = timeout(DEADLINE / 2, relay.status("GET /livez"));
+    assert_eq!(asking.await.expect("at once"), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,20 +6,38 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::notice;
 use crate::config::{Account, Inspected, Kafka, Output, OutputKind, Place, RabbitMq, inspect};
 
-/// Reads the configuration as `run` would and prints what it finds to standard output. Success if there is no problem, else exit code 1.
-pub fn check(file: Option<&Path>, json: bool) -> ExitCode {
+mod live;
+
+use live::{Finding, Level};
+
+/// Reads the configuration as `run` would and prints what it finds to standard output; with `live`, and if it is in order, what the brokers
+/// say too. Success if there is no problem, else exit code 1.
+pub fn check(file: Option<&Path>, live: bool, json: bool) -> ExitCode {
     let stdout = io::stdout();
     let found = inspect(file, std::env::vars_os(), stdout.is_terminal());
     // Whoever closed the other end wants no more; the exit code still says it.
-    let _ = print(&found, json, &mut stdout.lock());
-    if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    if !live || !found.problems.is_empty() {
+        let _ = print(&found, None, json, &mut stdout.lock());
+        return if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
+    }
+    let asked = match live::ask(&found.config) {
+        Ok(asked) => asked,
+        Err(problem) => {
+            notice(format_args!("error: {problem}"));
+            return ExitCode::from(1);
+        }
+    };
+    let in_order = asked.iter().all(|finding| finding.level != Level::Problem);
+    let _ = print(&found, Some(&asked), json, &mut stdout.lock());
+    if in_order { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-fn print(found: &Inspected, json: bool, out: &mut impl Write) -> io::Result<()> {
+fn print(found: &Inspected, asked: Option<&[Finding]>, json: bool, out: &mut impl Write) -> io::Result<()> {
     if json {
-        return writeln!(out, "{:#}", as_json(found));
+        return writeln!(out, "{:#}", as_json(found, asked));
     }
     for problem in &found.problems {
         writeln!(out, "{problem}")?;
@@ -27,10 +45,16 @@ fn print(found: &Inspected, json: bool, out: &mut impl Write) -> io::Result<()> 
     for warning in &found.warnings {
         writeln!(out, "warning: {warning}")?;
     }
-    if found.problems.is_empty() { summarize(found, out) } else { Ok(()) }
+    if found.problems.is_empty() {
+        summarize(found, out)?;
+    }
+    match asked {
+        Some(asked) => live::print(asked, out),
+        None => Ok(()),
+    }
 }
 
-fn as_json(found: &Inspected) -> serde_json::Value {
+fn as_json(found: &Inspected, asked: Option<&[Finding]>) -> serde_json::Value {
     let problem = |problem: &crate::config::Problem| {
         let (file, line, column, variable) = match &problem.place {
             Place::File { file, line, column } => (Some(file.display().to_string()), *line, *column, None),
@@ -40,10 +64,26 @@ fn as_json(found: &Inspected) -> serde_json::Value {
         let key = (!problem.key.is_empty()).then_some(&problem.key);
         json!({ "file": file, "line": line, "column": column, "key": key, "variable": variable, "message": problem.message })
     };
-    json!({
-        "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
-        "warnings": found.warnings.iter().map(|one| json!({ "key": one.key, "message": one.message })).collect::<Vec<_>>(),
-    })
+    let warning = |key: &str, message: &str| json!({ "key": key, "message": message });
+    let mut problems: Vec<_> = found.problems.iter().map(problem).collect();
+    let mut warnings: Vec<_> = found.warnings.iter().map(|one| warning(&one.key, &one.message)).collect();
+    let Some(asked) = asked else { return json!({ "problems": problems, "warnings": warnings }) };
+    // What stands in the way counts the same for a script, whoever found it.
+    for Finding { output, level, message, .. } in asked {
+        let key = format!("outputs.{output}");
+        match level {
+            Level::Problem => {
+                problems.push(problem(&crate::config::Problem {
+                    place: Place::Default,
+                    key,
+                    message: message.clone(),
+                }));
+            }
+            Level::Warning => warnings.push(warning(&key, message)),
+            Level::NotKnown | Level::InOrder => {}
+        }
+    }
+    json!({ "problems": problems, "warnings": warnings, "live": live::as_json(asked) })
 }
 
 /// What `run` would do with it.
@@ -105,7 +145,7 @@ mod tests {
         fs::write(&file, text.replace("{dir}", name)).unwrap();
         let found = inspect(Some(&file), std::iter::empty(), false);
         let mut out = Vec::new();
-        print(&found, json, &mut out).unwrap();
+        print(&found, None, json, &mut out).unwrap();
         String::from_utf8(out).unwrap().replace(name, "")
     }
 
@@ -170,7 +210,7 @@ or give it as RELAY_ACCOUNTS__DEFAULT__SECRET
     #[test]
     fn a_variable_is_named_in_place_of_a_line() {
         let variable = ("RELAY_LOG__LEVEL".into(), "loud".into());
-        let problem = &as_json(&inspect(None, [variable].into_iter(), true))["problems"][0];
+        let problem = &as_json(&inspect(None, [variable].into_iter(), true), None)["problems"][0];
         assert_eq!((&problem["variable"], &problem["file"]), (&json!("RELAY_LOG__LEVEL"), &json!(null)));
     }
 }

@@ -76,6 +76,7 @@ fn options(config: &Config) -> Options {
         outputs: config.outputs.iter().map(|output| output.name.clone()).collect(),
         discard: config.events.discard.clone(),
         tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
+        set_aside: false,
     }
 }
 
@@ -163,6 +164,9 @@ fn report(config: &Config, journal: &Journal, rows: &[OutputRow], ended: &Ended,
         Ended::Interrupted => "interrupted".to_owned(),
     };
     let mut text = format!("{path}: {why}; left are\n");
+    if let Health::Failing(how) = journal.health() {
+        text = format!("{how}\n{text}");
+    }
     for row in rows.iter().filter(|row| row.counts.pending + row.counts.parked > 0) {
         let configured = config.outputs.iter().any(|output| output.name.as_str() == row.name);
         let what = match configured {

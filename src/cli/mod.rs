@@ -21,6 +21,7 @@ pub mod healthcheck;
 pub mod journal;
 pub mod logging;
 pub mod run;
+pub mod schema;
 pub mod sign;
 pub mod simulate;
 pub mod topics;
@@ -53,6 +54,10 @@ makes itself a secret on the first start. SIGTERM or Ctrl-C ends it in order."
     )]
     Demo,
     /// Check the configuration and print every problem in it
+    #[command(after_help = "Examples:
+  sipsim-relay check          the configuration alone; no broker is asked
+  sipsim-relay check --live   and what the brokers have of it, with the command that mends each problem
+Exit 1 if there is a problem; warnings and what is not known do not count.")]
     Check(CheckArgs),
     /// Show the topics, queues and bindings that this configuration needs, or make them
     #[command(after_help = "Examples:
@@ -90,6 +95,16 @@ Exit 0 only when nothing is pending or parked, else 1 and what is left. Refuses 
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
         timeout: Duration,
     },
+    /// Print the JSON Schema of an event, of the envelope, or of relay.toml
+    #[command(after_help = "Examples:
+  sipsim-relay schema incoming_call_end   what `data` holds
+  sipsim-relay schema envelope            what is around it
+  sipsim-relay schema configuration > relay.toml.schema.json
+With `#:schema ./relay.toml.schema.json` as the first line of relay.toml, editors that speak Taplo complete and check it.")]
+    Schema {
+        #[arg(value_name = "EVENT|envelope|configuration", value_parser = schema::parser())]
+        of: schema::Of,
+    },
     /// Print completions for a shell
     #[command(
         after_help = "Example: sipsim-relay completions bash > ~/.local/share/bash-completion/completions/sipsim-relay"
@@ -99,6 +114,9 @@ Exit 0 only when nothing is pending or parked, else 1 and what is left. Refuses 
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Ask the brokers too: topics, exchange, bindings, rights, largest record; nothing is published
+    #[arg(long)]
+    pub live: bool,
     /// For people, or for scripts
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -218,7 +236,7 @@ pub enum TopicsFormat {
     /// For people
     #[default]
     Text,
-    /// kafka-topics.sh commands
+    /// A script of kafka-topics.sh commands
     Kafka,
     /// KafkaTopic resources
     Strimzi,
@@ -232,7 +250,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let ended = match cli.command {
         Command::Run => run::run(config),
         Command::Demo => demo::demo(),
-        Command::Check(args) => return check::check(config, args.format == Format::Json),
+        Command::Check(args) => return check::check(config, args.live, args.format == Format::Json),
         Command::Topics(args) => topics(config, &args),
         Command::Simulate(args) => simulate::simulate(args),
         Command::Sign(args) => sign(&args),
@@ -240,6 +258,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Healthcheck(args) => healthcheck(config, &args),
         Command::Drain { timeout } => drain::drain(config, timeout),
         Command::Journal(command) => journal::journal(config, &command),
+        Command::Schema { of } => print(of.text().as_bytes()),
         Command::Completions { shell } => completions(shell),
     };
     match ended {
@@ -411,6 +430,9 @@ mod tests {
             "sipsim-relay journal forget --output k --yes",
             "sipsim-relay journal verify",
             "sipsim-relay drain --timeout 30s",
+            "sipsim-relay schema incoming_call_end_chain_member_call",
+            "sipsim-relay schema envelope",
+            "sipsim-relay schema configuration",
             "sipsim-relay completions zsh",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));
@@ -444,6 +466,8 @@ mod tests {
             ("sipsim-relay journal discard --yes", MissingRequiredArgument),
             ("sipsim-relay journal forget --yes", MissingRequiredArgument),
             ("sipsim-relay drain --timeout 0s", ValueValidation),
+            ("sipsim-relay schema", MissingRequiredArgument),
+            ("sipsim-relay schema fax", InvalidValue),
             ("sipsim-relay journal", DisplayHelpOnMissingArgumentOrSubcommand),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{logging, notice};
-use crate::admin::{Admin, Health, Sources};
+use crate::admin::{Admin, Health, Pace, Sources};
 use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
 use crate::config::{self, Config, Loaded, Problems};
@@ -139,6 +139,7 @@ impl Relay {
             outputs: config.outputs.iter().map(|output| output.name.clone()).collect(),
             discard: config.events.discard.clone(),
             tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
+            set_aside: true,
         };
         let (journal, writer) =
             Journal::open(options, Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
@@ -156,8 +157,10 @@ impl Relay {
             instance: config.instance.clone(),
             started_at: clock::now(),
             accounts: accounts.names().collect(),
+            journal_free_min: config.journal.free_min,
             metrics: Arc::clone(&metrics),
             health: Arc::clone(&health),
+            pace: Pace::default(),
             rows: {
                 let journal = journal.clone();
                 Arc::new(move || journal.outputs())

@@ -8,6 +8,7 @@ use crate::publish::topology::{self, Topology};
 use super::{TopicsArgs, TopicsFormat};
 
 mod formats;
+pub(super) use formats::{quoted, vhost};
 
 /// What one output needs.
 struct Need<'a> {

@@ -42,7 +42,7 @@ pub struct Inspected {
 }
 
 impl Loaded {
-    /// What a start needs and does not find: each account without any secret, and the certificate of the public port. An account for which
+    /// What a start needs and does not find: each account without any secret, a place for the journal, and the certificate of the public port. An account for which
     /// the first start makes a secret ([`Config::first_secret_file`]) is none of them.
     pub fn missing(&self) -> Vec<Problem> {
         secrets::missing(&self.config, &self.sources)

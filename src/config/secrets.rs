@@ -1,4 +1,4 @@
-//! Whether every account has a secret to verify with, and the files that the relay cannot start without. Reads them as they are now; keeping
+//! Whether every account has a secret to verify with, and the files and places that the relay cannot start without. Reads them as they are now; keeping
 //! them up to date is the business of who uses them.
 
 use std::fs;
@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::sections::{DEFAULT_ACCOUNT, DEFAULT_SECRETS};
 use super::source::Sources;
 use super::{Account, Config, OutputKind};
+use crate::journal;
 use crate::secret::Secret;
 
 /// The file in the default folder that a first start makes.
@@ -95,7 +96,7 @@ impl Config {
     }
 }
 
-/// What a start needs and does not find: accounts without any secret, and the certificate of the public port.
+/// What a start needs and does not find: accounts without any secret, a place for the journal, and the certificate of the public port.
 pub(super) fn missing(config: &Config, sources: &Sources) -> Vec<Problem> {
     let first = config.first_secret_file();
     let problem = |path: &[&str], message: String| {
@@ -108,6 +109,9 @@ pub(super) fn missing(config: &Config, sources: &Sources) -> Vec<Problem> {
         if name != DEFAULT_ACCOUNT || first.is_none() {
             problems.push(problem(&["accounts", name, "secrets"], account.without_secret()));
         }
+    }
+    if let Some(why) = journal::misplaced(&config.journal.path) {
+        problems.push(problem(&["journal", "path"], why));
     }
     if let Some(tls) = &config.ingress.tls {
         for (key, path) in [("certificate_file", &tls.certificate_file), ("private_key_file", &tls.private_key_file)] {

@@ -212,9 +212,6 @@ fn of_journal(path: &Path, found: &mut Warnings) {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    if path.is_dir() {
-        found.add(KEY, format!("`{}` is a folder; name the journal's file in it", path.display()));
-    }
     if let Ok(metadata) = fs::metadata(folder) {
         let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 mod body;
 mod budget;
 mod connection;
+mod descriptors;
 mod door;
 mod refusal;
 mod registry;
@@ -42,7 +43,7 @@ use crate::metrics::Metrics;
 const TICK: Duration = Duration::from_millis(50);
 /// How long the accepting loop rests when the system has no descriptor or memory for another connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-/// How often a newcomer looks for a place when requests under way take all of them.
+/// How often a newcomer looks for a place when requests under way take all of them, or when one is being made.
 const PLACE_LOOK_EVERY: Duration = Duration::from_millis(5);
 /// At the stop: how long what has been sent may take to be read. It is on this machine already, or a round trip away.
 const STOP_GRACE: Duration = Duration::from_millis(250);
@@ -76,7 +77,8 @@ impl<K: Keep> Ingress<K> {
         let (listener, address) = listening.await.map_err(|error: io::Error| {
             io::Error::new(error.kind(), format!("cannot listen on {} (ingress.listen): {error}", config.listen))
         })?;
-        let registry = Registry::new(config.connections_max, metrics.ingress.connections.clone());
+        let registry =
+            Registry::new(descriptors::connections_max(config.connections_max), metrics.ingress.connections.clone());
         let accounts: Vec<_> = rooms.accounts.names().collect();
         let door = Door {
             limits: Limits { body_max: config.body_max, deadline: config.deadline },
@@ -128,7 +130,7 @@ async fn accept<K: Keep>(
     mut stopping: watch::Receiver<bool>,
 ) -> JoinSet<()> {
     let mut connections = JoinSet::new();
-    let mut is_failing = false;
+    let mut warned_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -141,7 +143,6 @@ async fn accept<K: Keep>(
         };
         match accepted {
             Ok((stream, _)) => {
-                is_failing = false;
                 if let Some(admitted) = site.admit(&stopping).await {
                     connections.spawn(Arc::clone(&site).serve_one(stream, admitted));
                 }
@@ -149,11 +150,14 @@ async fn accept<K: Keep>(
             // The peer went away before it was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                if !is_failing {
-                    warn!(%error, "cannot accept a connection: {error}; the limit of open files may be too low. Trying on");
+                // Not at each: where some get through between, they alternate.
+                if warned_at.is_none_or(|at| at.elapsed() >= MINUTE) {
+                    warned_at = Some(Instant::now());
+                    warn!(%error, "cannot accept a connection: {error}; the limit of open files may be too low. Idle ones are closed, trying on");
                 }
-                is_failing = true;
-                sleep(ACCEPT_BACKOFF).await;
+                // Who idles goes first here too: waiting for its patience would keep everybody else out.
+                let has_made_room = site.door.registry.make_room();
+                sleep(if has_made_room { PLACE_LOOK_EVERY } else { ACCEPT_BACKOFF }).await;
             }
         }
     }

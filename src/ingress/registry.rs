@@ -55,6 +55,8 @@ pub struct Patience {
 
 /// A peer that reads an answer needs a round trip, not more.
 const LINGER: Duration = Duration::from_secs(1);
+/// With so many on their way out to make room, further ones are cut off: half of the descriptors that are kept for others.
+const LEAVING_MAX: usize = 128;
 
 impl Patience {
     /// What a connection is to be told that has been in `phase` for `age`.
@@ -241,6 +243,23 @@ impl Open {
     fn all(&self) -> impl Iterator<Item = &Arc<Watched>> {
         self.staying.values().chain(self.leaving.values())
     }
+
+    /// Tells the most dispensable one to go; it no longer counts. False if every one has a request under way. One that is dismissed politely
+    /// still takes a descriptor until its peer has closed too, or [`LINGER`] is over.
+    fn dismiss_one(&mut self, politely: bool) -> bool {
+        let dispensable = self.staying.values().filter_map(|watched| {
+            let (phase, since) = watched.get();
+            // `since` counts from each connection's own beginning: compare moments.
+            dispensability(phase, since)
+                .map(|(rank, since)| (rank, watched.began + Duration::from_micros(since), watched.id))
+        });
+        let Some((_, _, id)) = dispensable.min() else { return false };
+        if let Some(watched) = self.staying.remove(&id) {
+            watched.order(if politely && watched.is_waiting() { Order::Finish } else { Order::Drop });
+            self.leaving.insert(id, watched);
+        }
+        true
+    }
 }
 
 impl Registry {
@@ -251,24 +270,25 @@ impl Registry {
     /// Lets a connection in, making room for it if it must. `None`: every place is taken by a request under way.
     pub fn admit(self: &Arc<Self>, phase: Phase) -> Option<Admitted> {
         let mut open = lock(&self.open);
-        if open.staying.len() >= self.connections_max {
-            let dispensable = open.staying.values().filter_map(|watched| {
-                let (phase, since) = watched.get();
-                // `since` counts from each connection's own beginning: compare moments.
-                dispensability(phase, since)
-                    .map(|(rank, since)| (rank, watched.began + Duration::from_micros(since), watched.id))
-            });
-            let (_, _, id) = dispensable.min()?;
-            if let Some(watched) = open.staying.remove(&id) {
-                watched.order(if watched.is_waiting() { Order::Finish } else { Order::Drop });
-                open.leaving.insert(id, watched);
-            }
+        let is_polite = open.leaving.len() < LEAVING_MAX;
+        if open.staying.len() >= self.connections_max && !open.dismiss_one(is_polite) {
+            return None;
         }
         open.next_id += 1;
         let watched = Arc::new(Watched::new(open.next_id, phase));
         open.staying.insert(watched.id, Arc::clone(&watched));
         self.gauge.inc();
         Some(Admitted { watched, registry: Arc::clone(self) })
+    }
+
+    /// The system has no room for another connection: of ours those go that are on their way out, else the one that can best be spared, at once.
+    /// False if there is none such.
+    pub fn make_room(&self) -> bool {
+        let mut open = lock(&self.open);
+        for leaving in open.leaving.values() {
+            leaving.order(Order::Drop);
+        }
+        !open.leaving.is_empty() || open.dismiss_one(false)
     }
 
     /// Tells every connection that has outstayed its phase to go.
@@ -392,6 +412,26 @@ mod tests {
         assert_eq!(order_of(&serving.watched), None);
         drop((newcomer, another));
         assert!(registry.admit(Phase::Request).is_some());
+    }
+
+    #[test]
+    fn whoever_keeps_coming_takes_no_more_descriptors_than_are_spared() {
+        let registry = registry(1);
+        let mut all = Vec::new();
+        for _ in 0..=LEAVING_MAX + 1 {
+            all.extend(registry.admit(Phase::Silent));
+        }
+        assert_eq!(all.len(), LEAVING_MAX + 2);
+        assert_eq!(order_of(&all[0].watched), Some(Order::Finish));
+        assert_eq!(order_of(&all[LEAVING_MAX].watched), Some(Order::Drop));
+        assert_eq!(order_of(&all[LEAVING_MAX + 1].watched), None, "the newest stays");
+        assert!(registry.make_room());
+        assert_eq!(order_of(&all[0].watched), Some(Order::Drop), "those that leave go first");
+        all.drain(..=LEAVING_MAX);
+        assert!(registry.make_room());
+        assert_eq!(order_of(&all[0].watched), Some(Order::Drop), "then the last that can be spared");
+        all.clear();
+        assert!(!registry.make_room());
     }
 
     #[test]

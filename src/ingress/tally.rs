@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::connection::Malformed;
 use super::refusal::Refusal;
@@ -68,8 +68,12 @@ impl Tally {
             outcomes.count(outcome);
         }
         self.metrics.ingress.duration.observe(duration.as_secs_f64());
-        if let Err(refusal) = taken_in {
-            self.log(account, refusal.reason(), refusal.advice());
+        match (taken_in, account) {
+            (Ok(receipt), Some(account)) => {
+                debug!(account.name = %account, event.id = %receipt.id, outcome, "answered 200 to a webhook for {account}: {outcome}");
+            }
+            (Err(refusal), _) => self.log(account, refusal.reason(), refusal.advice()),
+            (Ok(_), None) => {} // Only an account accepts.
         }
     }
 

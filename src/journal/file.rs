@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::clock::Timestamp;
+use crate::config;
 
 /// "sprj" in ASCII: tells our files from other programs' SQLite files.
 const APPLICATION_ID: i32 = 0x7370_726a;
@@ -20,10 +21,13 @@ pub(super) const FORMAT: i64 = 1;
 pub(super) const ADDITIONS: &str = include_str!("additions.sql");
 /// As good as any other size for rows of half a kilobyte (DESIGN §8).
 const PAGE_BYTES: u32 = 8192;
-/// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 8 MiB, or a sixteenth of a small journal, since the log
-/// counts in its size.
+/// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 8 MiB, or less ([`log_max`]).
 const WAL_PAGES: std::ops::RangeInclusive<u64> = 16..=1_000;
-const WAL_PART: u64 = 16;
+/// A sixteenth of a small journal, since the log counts in its size.
+const WAL_PART_OF_SIZE: u64 = 16;
+/// An eighth of what is to stay free on the disk: a full disk must still have room for the pages that the log holds, or it could never be
+/// emptied.
+const WAL_PART_OF_FREE: u64 = 8;
 /// How long one connection waits for another's short write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,6 +37,8 @@ pub enum OpenError {
     Locked(PathBuf),
     /// The folder or file may not be used by this user.
     Forbidden(PathBuf, io::Error),
+    /// No file can be at this place, whatever the disk does: why.
+    Misplaced(String),
     /// The disk: it may recover.
     Disk(String),
     /// Not a journal that this version can read; to be set aside.
@@ -54,7 +60,7 @@ impl std::fmt::Display for OpenError {
                     path.display()
                 )
             }
-            Self::Disk(text) | Self::Unreadable(text) => f.write_str(text),
+            Self::Misplaced(text) | Self::Disk(text) | Self::Unreadable(text) => f.write_str(text),
         }
     }
 }
@@ -64,8 +70,20 @@ pub(super) struct Lock {
     _file: File,
 }
 
+/// Why no journal can be at this place: it is a folder, or lies in what is none.
+pub(crate) fn misplaced(journal: &Path) -> Option<String> {
+    if journal.is_dir() {
+        return Some(format!("`{}` is a folder; name the journal's file in it", journal.display()));
+    }
+    let there = folder(journal).ancestors().find(|folder| folder.exists())?;
+    (!there.is_dir()).then(|| format!("`{}` is no folder, so no journal can be in it", there.display()))
+}
+
 /// Takes the lock beside the journal; makes the folder (0700) if it is missing.
 pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
+    if let Some(why) = misplaced(journal) {
+        return Err(OpenError::Misplaced(why));
+    }
     let folder = folder(journal);
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io_error(folder, error))?;
     let path = journal.with_extension("lock");
@@ -83,8 +101,13 @@ pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
     }
 }
 
-/// Opens the journal for its one writer, making it if it is missing, for the holder of its lock.
-pub(super) fn open(journal: &Path, size_max: u64, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
+/// After how many bytes the write-ahead log is to be checkpointed.
+pub(super) fn log_max(config: &config::Journal) -> u64 {
+    (config.size_max / WAL_PART_OF_SIZE).min(config.free_min / WAL_PART_OF_FREE)
+}
+
+/// Opens the journal for its one writer, making it if it is missing, for the holder of its lock. `log_max` as [`log_max`] gives it.
+pub(super) fn open(journal: &Path, log_max: u64, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
     if !journal.exists() {
         // SQLite gives its side files the mode of the main one, so this makes all of them 0600.
         OpenOptions::new()
@@ -95,7 +118,7 @@ pub(super) fn open(journal: &Path, size_max: u64, _lock: &Lock, now: Timestamp) 
             .open(journal)
             .map_err(|e| io_error(journal, e))?;
     }
-    let db = connect(journal, size_max).map_err(|error| sqlite_error(journal, &error))?;
+    let db = connect(journal, log_max).map_err(|error| sqlite_error(journal, &error))?;
     prepare(&db, now).map_err(|error| match error {
         PrepareError::Sqlite(error) => sqlite_error(journal, &error),
         PrepareError::Unreadable(text) => OpenError::Unreadable(text),
@@ -172,7 +195,7 @@ pub(super) fn folder(journal: &Path) -> &Path {
     }
 }
 
-fn connect(journal: &Path, size_max: u64) -> rusqlite::Result<Connection> {
+fn connect(journal: &Path, log_max: u64) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(journal, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
@@ -180,7 +203,7 @@ fn connect(journal: &Path, size_max: u64) -> rusqlite::Result<Connection> {
     db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // A commit returns when it is synced; a reader sees it only after that (SQLite syncs the log before it moves the log's index on).
     db.pragma_update(None, "synchronous", "FULL")?;
-    let wal_pages = (size_max / WAL_PART / u64::from(PAGE_BYTES)).clamp(*WAL_PAGES.start(), *WAL_PAGES.end());
+    let wal_pages = (log_max / u64::from(PAGE_BYTES)).clamp(*WAL_PAGES.start(), *WAL_PAGES.end());
     db.pragma_update(None, "wal_autocheckpoint", wal_pages as i64)?;
     // A log that grew while a reader lagged is cut back to twice that once it has been checkpointed.
     db.pragma_update(None, "journal_size_limit", wal_pages as i64 * 2 * i64::from(PAGE_BYTES))?;

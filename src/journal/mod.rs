@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
+use tracing::warn;
 
 use crate::clock::Timestamp;
 use crate::config::{self, OutputName};
@@ -34,6 +35,7 @@ pub mod selection;
 mod writer;
 
 pub use file::OpenError;
+pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
 pub use progress::{About, Apart, Outcome, Progress, Settlement};
 pub use reader::{ApartRow, Reader};
@@ -42,6 +44,9 @@ pub use row::Read;
 /// Appends that wait for the writer, at the most. One group takes at most 512 of them, so this is eight commits ahead: far less than the
 /// deadline on any disk that works.
 const APPENDS_WAITING_MAX: usize = 4096;
+
+/// How long a write may take before the journal counts as failing: past a request's usual deadline every request runs into it.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 
 /// Proof that an event is synced to disk. Only [`Journal::append`] makes one.
 #[must_use]
@@ -101,6 +106,8 @@ pub struct Options {
     pub discard: Vec<String>,
     /// The longest of the accounts': for so long the very same request is known again.
     pub tolerance_max: Duration,
+    /// A file that cannot be read is given another name and a new one begun. Else it is left alone, and the journal stays closed.
+    pub set_aside: bool,
 }
 
 /// The handle by which everybody reaches the journal. Cheap to clone.
@@ -115,6 +122,8 @@ struct Shared {
     path: PathBuf,
     waiting: AtomicUsize,
     health: watch::Sender<Health>,
+    /// Since when the writer waits for the disk, while it does.
+    at_disk_since: Mutex<Option<Instant>>,
     /// The last sequence that is synced.
     committed: watch::Sender<u64>,
     outputs: Mutex<Vec<OutputRow>>,
@@ -125,9 +134,32 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+impl Shared {
+    /// Notes how long the writer waits for the disk, for the time that `work` takes, and says so afterwards if that was long: meanwhile it
+    /// cannot.
+    fn at_disk<T>(&self, work: impl FnOnce() -> T) -> T {
+        let since = Instant::now();
+        let note = |since| *self.at_disk_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        note(Some(since));
+        let done = work();
+        note(None);
+        let took = since.elapsed();
+        if took >= STALLED_AFTER {
+            warn!(
+                journal.path = %self.path.display(),
+                "the journal's disk took {:.1} s for one step; meanwhile events were answered 503 at their deadline",
+                took.as_secs_f64()
+            );
+        }
+        done
+    }
+}
+
 enum Message {
     Append(Box<Append>),
     Progress(Arc<Progress>, ProgressReply),
+    /// Of the journal of this id a reader found it, and how.
+    Corrupt(Arc<str>, String),
     Stop,
 }
 
@@ -150,6 +182,7 @@ impl Journal {
             path: options.config.path.clone(),
             waiting: AtomicUsize::new(0),
             health: watch::Sender::new(Health::Opening),
+            at_disk_since: Mutex::default(),
             committed: watch::Sender::new(0),
             outputs: Mutex::default(),
             given_up: Mutex::default(),
@@ -190,9 +223,25 @@ impl Journal {
         done
     }
 
-    /// Whether events are accepted now, and why not.
+    /// Tells what a reader met. If that was a page which nobody can read, the writer sets the file aside, and events are accepted into a new one:
+    /// else they would be taken in, and none would ever leave.
+    pub fn unreadable(&self, error: &rusqlite::Error) {
+        if file::is_corrupt(error) {
+            let _ = self.queue.send(Message::Corrupt(self.id(), error.to_string())); // Without a writer nothing is written either.
+        }
+    }
+
+    /// Whether events are accepted now, and why not. A disk that neither writes nor fails counts as failing after two seconds, though
+    /// [`Journal::health_changes`] does not tell of it.
     pub fn health(&self) -> Health {
-        self.shared.health.borrow().clone()
+        let health = self.shared.health.borrow().clone();
+        let since = *self.shared.at_disk_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match (health, since.map(|since| since.elapsed())) {
+            (Health::Ready | Health::Opening, Some(waited)) if waited >= STALLED_AFTER => {
+                Health::Failing(format!("it has not answered for {} s", waited.as_secs()))
+            }
+            (health, _) => health,
+        }
     }
 
     pub fn health_changes(&self) -> watch::Receiver<Health> {

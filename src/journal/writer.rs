@@ -51,6 +51,7 @@ pub(super) fn start(
         sequence_min: 1,
         stopping: false,
         corrupt: None,
+        found_corrupt: None,
     };
     let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
         // Whoever waits for a receipt would wait for ever, and the cause would come again: a new process starts clean.
@@ -75,6 +76,8 @@ struct Writer {
     stopping: bool,
     /// The open file turned out to be corrupt, and how.
     corrupt: Option<String>,
+    /// A reader said so just now.
+    found_corrupt: Option<String>,
 }
 
 /// One transaction's worth of work.
@@ -100,15 +103,21 @@ impl Writer {
         while !self.stopping {
             self.reopen_if_due();
             let mut group = self.gather();
+            if let Some(why) = self.found_corrupt.take() {
+                self.close_corrupt(&mut group, why);
+                continue;
+            }
             match &mut self.db {
                 None => refuse(&mut group, AppendError::Disk),
                 Some(db) => {
-                    db.measure(&self.options, &self.shared);
+                    self.shared.at_disk(|| db.measure(&self.options, &self.shared));
                     if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
+                    } else if !db.room.take(group.appends.len(), group.bytes, self.options.config.free_min) {
+                        refuse_appends(&mut group, AppendError::Disk);
                     }
                     let begun = Instant::now();
-                    match db.write(&group, &self.options, self.started) {
+                    match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
                         Ok(outcome) => {
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                         }
@@ -149,6 +158,12 @@ impl Writer {
                     }
                 }
                 Message::Progress(progress, reply) => group.progress.push((progress, reply)),
+                Message::Corrupt(id, why) => {
+                    // Several readers may meet it, and one of them late.
+                    if self.db.is_some() && *id == **self.shared.id.lock().unwrap_or_else(PoisonError::into_inner) {
+                        self.found_corrupt = Some(why);
+                    }
+                }
                 Message::Stop => {
                     self.stopping = true;
                     break;
@@ -166,7 +181,8 @@ impl Writer {
         if self.db.is_some() || Instant::now() < self.reopen_at {
             return;
         }
-        match self.reopen() {
+        let shared = Arc::clone(&self.shared);
+        match shared.at_disk(|| self.reopen()) {
             Ok(db) => {
                 let was = self.shared.health.send_replace(Health::Ready);
                 if let Health::Failing(_) = was {
@@ -193,16 +209,20 @@ impl Writer {
             None => file::lock(path)?,
         };
         let now = clock::now();
-        let size_max = self.options.config.size_max;
+        let log_max = file::log_max(&self.options.config);
         let opened = match self.corrupt.take() {
             Some(why) => Err(OpenError::Unreadable(why)),
-            None => file::open(path, size_max, &lock, now),
+            None => file::open(path, log_max, &lock, now),
         };
         let opened = match opened {
+            Err(OpenError::Unreadable(why)) if !self.options.set_aside => {
+                self.corrupt = Some(why.clone());
+                Err(OpenError::Unreadable(format!("{}: {why}; it is left as it is", path.display())))
+            }
             Err(OpenError::Unreadable(why)) => match file::set_aside(path, now) {
                 Ok(aside) => {
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
-                    file::open(path, size_max, &lock, now)
+                    file::open(path, log_max, &lock, now)
                 }
                 Err(error) => Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display()))),
             },
@@ -220,6 +240,16 @@ impl Writer {
         })?;
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
         Ok(database)
+    }
+
+    fn close_corrupt(&mut self, group: &mut Group, why: String) {
+        self.shared.health.send_replace(Health::Failing(why.clone()));
+        self.corrupt = Some(why);
+        if let Some(db) = self.db.take() {
+            self.sequence_min = self.sequence_min.max(db.last + 1);
+        }
+        refuse(group, AppendError::Disk);
+        self.reopen_at = Instant::now();
     }
 
     fn fail(&mut self, mut group: Group, error: &rusqlite::Error) {
@@ -310,24 +340,25 @@ fn tell(shared: &Shared, step: orders::Step) {
 
 /// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
 fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize]) {
-    let mut kinds: Vec<(&AccountName, &EventName, bool, u64)> = Vec::new();
+    let mut kinds: Vec<(&AccountName, &EventName, bool, u64, Timestamp)> = Vec::new();
     let mut heard: Vec<(&AccountName, Timestamp)> = Vec::new();
     let new = appends.iter().zip(receipts).enumerate().filter(|(_, (_, receipt))| !receipt.duplicate);
     for (place, (Append { event, .. }, _)) in new {
         let gone = discarded.binary_search(&place).is_ok();
-        let same = |kind: &&mut (&AccountName, &EventName, bool, u64)| {
+        let same = |kind: &&mut (&AccountName, &EventName, bool, u64, Timestamp)| {
             (kind.0, kind.1, kind.2) == (&event.account, &event.name, gone)
         };
         match kinds.iter_mut().find(same) {
-            Some((.., count)) => *count += 1,
-            None => kinds.push((&event.account, &event.name, gone, 1)),
+            Some((.., count, at)) => (*count, *at) = (*count + 1, event.received_at),
+            None => kinds.push((&event.account, &event.name, gone, 1, event.received_at)),
         }
         match heard.iter_mut().find(|(account, _)| **account == event.account) {
             Some((_, at)) => *at = event.received_at,
             None => heard.push((&event.account, event.received_at)),
         }
     }
-    for (account, name, gone, count) in kinds {
+    for (account, name, gone, count, at) in kinds {
+        metrics.accounts.arrived(account.as_str(), name.as_str(), at);
         let counter = if gone { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
         counter.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
     }

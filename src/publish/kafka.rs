@@ -24,6 +24,7 @@ mod faults;
 mod files;
 mod health;
 mod lanes;
+pub mod live;
 mod oauth;
 mod settings;
 mod worker;
@@ -33,6 +34,7 @@ pub use create::{Made, create_topics};
 use files::Files;
 use health::Health;
 use lanes::{Admission, Lanes};
+pub use settings::{BATCH_BYTES, batch_bytes};
 use worker::Worker;
 
 /// A record's number travels through librdkafka in a pointer.
@@ -113,6 +115,10 @@ impl Kafka {
 }
 
 impl Sink for Kafka {
+    fn is_silent_on_faults(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, record: Record) {
         let probing = self.shared.admit(&mut self.shared.state(), record);
         if probing && self.probing.is_none() {

@@ -259,7 +259,8 @@ impl Lane {
         }
     }
 
-    fn is_stalled(&self, now: Instant) -> bool {
+    /// Something is in flight, and nothing was reported for ten seconds.
+    pub fn is_stalled(&self, now: Instant) -> bool {
         !self.open.is_empty() && now.duration_since(self.last_report) >= STALLED_AFTER
     }
 

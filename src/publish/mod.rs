@@ -11,6 +11,7 @@ use crate::clock::Timestamp;
 mod books;
 pub mod console;
 pub mod encode;
+mod files;
 mod in_flight;
 pub mod kafka;
 mod lane;
@@ -22,6 +23,7 @@ mod replay;
 pub mod routes;
 mod sequences;
 mod series;
+mod tls;
 pub mod topology;
 mod window;
 
@@ -163,16 +165,27 @@ pub type Reports = UnboundedSender<Report>;
 pub trait Sink: Send {
     /// Hands one record over. Never blocks; records of one lane are published in the order of the calls.
     fn send(&mut self, record: Record);
+
+    /// Whether a topic's fault can show as nothing but silence, so that a lane that hears nothing for long counts as held.
+    fn is_silent_on_faults(&self) -> bool {
+        false
+    }
 }
 
 /// What an operator does about a held topic, for the log.
 pub(crate) fn mend(reason: &str) -> &'static str {
     match reason {
         "topic_missing" => "the broker has no such topic or exchange; make it (`sipsim-relay topics --create --yes`)",
-        "forbidden" => "the broker does not let us write to it; grant the right",
-        "unroutable" => "no queue is bound for its routing key; bind one (`sipsim-relay topics`)",
-        "not_enough_replicas" => "the broker confirms nothing: too few replicas in sync",
-        "nack" => "the broker refuses it: a queue is full or failing",
+        "forbidden" => {
+            "the broker does not let us write to it; grant the right (`sipsim-relay check --live` shows the command)"
+        }
+        "unroutable" => "no queue is bound for its routing key; bind one (`sipsim-relay topics --create --yes`)",
+        "not_enough_replicas" => {
+            "the broker confirms nothing: too few replicas are in sync, or it hangs (`kafka-topics.sh --describe --under-min-isr-partitions`)"
+        }
+        "nack" => {
+            "the broker refuses it: a queue is full or failing; read it, or raise its limit (`rabbitmqctl list_queues name messages policy`)"
+        }
         _ => "see the metric topic_held",
     }
 }

@@ -22,6 +22,7 @@ use super::sequences::SequenceMap;
 use super::series::Series;
 use super::window::Window;
 use super::{Outputs, PublishError, Report, Sink};
+use crate::clock;
 use crate::config::OutputName;
 use crate::journal::{Journal, OutputRow, Read, Reader};
 use crate::metrics::Metrics;
@@ -82,6 +83,8 @@ pub(super) struct Output {
     status: Outputs,
     pub(super) stop: watch::Receiver<Option<Instant>>,
     pub(super) connected: bool,
+    /// Connected, and nothing is taken: shown as not up.
+    stalled: bool,
     pub(super) lanes: Vec<Lane>,
     /// In flight: sequence to lane.
     pub(super) open: SequenceMap<usize>,
@@ -112,6 +115,7 @@ impl Output {
             journal_id: journal.id(),
             reader: Reader::new(journal.path()),
             connected: false,
+            stalled: false,
             lanes: Vec::new(),
             open: SequenceMap::default(),
             in_memory: 0,
@@ -146,7 +150,7 @@ impl Output {
         let mut stop = self.stop.clone();
         self.journal.given_up(self.number); // From here on they are told; what was before, the journal's reader knows.
         if !self.name_lanes_anew().await {
-            return Ended::Stopped;
+            return if self.stop.borrow().is_some() { Ended::Stopped } else { Ended::JournalReplaced };
         }
         loop {
             let now = Instant::now();
@@ -198,6 +202,7 @@ impl Output {
                 Ok(any) => worked |= any,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    self.journal.unreadable(&error);
                     self.read_again_at = Some(now + READ_AGAIN);
                 }
             }
@@ -257,7 +262,7 @@ impl Output {
                 self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(0);
                 self.status.update(&self.name, |status| {
                     status.up = false;
-                    status.last_error = Some(detail);
+                    status.failed(detail, clock::now());
                 });
             }
         }

@@ -12,11 +12,13 @@ use tracing::{error, info};
 
 use super::console::Console;
 use super::encode::Encoder;
+use super::files;
 use super::kafka::Kafka;
 use super::output::{Ended, Output, Parts};
 use super::rabbitmq::RabbitMq;
 use super::routes::Router;
 use super::{Outputs, Reports, Sink};
+use crate::clock;
 use crate::config::{self, Config, Mode, OutputKind, Routes};
 use crate::journal::{Journal, OutputRow};
 use crate::metrics::Metrics;
@@ -69,6 +71,12 @@ impl Publisher {
                 std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || one.keep_running())?,
             );
         }
+        let (outputs, metrics) = (config.outputs.clone(), Arc::clone(metrics));
+        threads.push(
+            std::thread::Builder::new()
+                .name("output-files".into())
+                .spawn(move || files::watch(&outputs, &metrics, &stopped))?,
+        );
         Ok(Self { stop, threads })
     }
 
@@ -106,7 +114,7 @@ impl One {
                 }
                 Ok(Err(problem)) => {
                     error!(output = %self.output.name, "the output cannot begin: {problem}");
-                    self.status.update(&self.output.name, |status| status.last_error = Some(problem));
+                    self.status.update(&self.output.name, |status| status.failed(problem, clock::now()));
                 }
                 Err(_) => {
                     error!(output = %self.output.name, "the output panicked and begins anew; nothing is lost, some may be sent twice")

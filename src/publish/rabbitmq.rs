@@ -7,6 +7,8 @@
 mod connect;
 mod fault;
 mod lane;
+pub mod live;
+mod management;
 mod ready;
 mod session;
 mod topology;

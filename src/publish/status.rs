@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::clock::{Timestamp, rfc3339_seconds};
 use crate::config::OutputName;
 
 /// An output as its publisher sees it now.
@@ -21,8 +22,18 @@ pub struct OutputStatus {
     pub held: Vec<HeldTopic>,
     /// One line, without any content of events or secrets.
     pub last_error: Option<String>,
+    /// RFC 3339 UTC.
+    pub last_error_at: Option<String>,
     /// Of the oldest pending event; 0 when there is none.
     pub oldest_pending_age_seconds: f64,
+}
+
+impl OutputStatus {
+    /// Notes what went wrong last: one line, without any content of events or secrets.
+    pub fn failed(&mut self, detail: String, now: Timestamp) {
+        self.last_error = Some(detail);
+        self.last_error_at = Some(rfc3339_seconds(now.as_seconds()));
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -30,6 +41,8 @@ pub struct HeldTopic {
     pub topic: String,
     /// As in the metric `topic_held`.
     pub reason: &'static str,
+    /// What to do about it, with the command if there is one.
+    pub mend: &'static str,
 }
 
 /// Where each output keeps its [`OutputStatus`] for others to see. Cheap to clone.

@@ -166,6 +166,7 @@ fn check_structured(row: &Row, message: &Message, content_type: Option<&str>) ->
 
 /// What the `cloudevents` package makes of it.
 fn check_cloudevent(row: &Row, message: &Message, mode: &str) {
+    assert_eq!(message.invalid_data, None, "{}", row.payload);
     let found = &message.cloudevent;
     assert_eq!(found["mode"], mode, "{}: {found}", row.payload);
     let mut attributes: BTreeMap<String, Value> =

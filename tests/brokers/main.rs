@@ -5,7 +5,9 @@ mod support;
 
 mod contract;
 mod infrastructure;
+mod live;
 mod odd;
 mod rabbit_sink;
 mod recover;
 mod recover_disk;
+mod troubles;

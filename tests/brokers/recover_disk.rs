@@ -128,3 +128,40 @@ fn a_full_disk_at_the_start_does_not_stop_it_from_starting() {
         assert_eq!(relay.get("/startupz").expect("the admin port answers").status, 200);
     }
 }
+
+#[test]
+fn history_gives_way_on_a_disk_that_is_smaller_than_the_journal_may_grow() {
+    let Some(disk) = Disk::mount(24) else { return };
+    let mut relay = relay_on(&disk, "8 MiB");
+    relay.run();
+    assert_back(&relay);
+    // More than twice what the disk can hold, all of it published and none of it old.
+    for number in 0..200 {
+        let body = format!(r#"{{"event":"sms","number":{number},"text":"{}"}}"#, "x".repeat(200_000));
+        assert_eq!(relay.post(body.as_bytes()).status, 200, "number {number}: {}", relay.stderr());
+    }
+    assert!(is_ready(&relay));
+}
+
+#[test]
+fn a_disk_filled_by_what_waits_is_emptied_once_it_can_be_published() {
+    let Some(disk) = Disk::mount(16) else { return };
+    let path = disk.journal();
+    let config = |output: &str| {
+        let journal = format!("[journal]\npath = \"{}\"\nfree_min = \"1 MiB\"\n", path.display());
+        format!("{journal}[outputs.lines]\n{output}\n")
+    };
+    let mut relay = Relay::prepare(&config("type = \"kafka\"\nbrokers = \"127.0.0.1:1\""));
+    relay.run();
+    let load = Load::start(&relay, 4, |connection, number| oracle::body(connection, number) + &" ".repeat(4_000));
+    wait_until("/readyz to say 503", LONG, || !is_ready(&relay));
+    load.stop();
+    assert_refused(&relay);
+    relay.kill9();
+    relay.configure(&config("type = \"console\""));
+    relay.run();
+    assert_back(&relay);
+    wait_until("nothing to be pending", LONG, || {
+        relay.metrics().get("sipsim_relay_events_pending", &[("output", "lines")]) == 0.0
+    });
+}

@@ -10,5 +10,6 @@ mod journal;
 mod observe;
 mod recover;
 mod refuse;
+mod schema;
 mod stop;
 mod tidy;

@@ -285,3 +285,33 @@ fn nothing_personal_is_in_log_metrics_or_status() {
         }
     }
 }
+
+#[test]
+fn one_event_is_followed_through_the_log_by_its_id() {
+    let relay = Relay::start("[outputs.console]\n[log]\nformat = \"json\"\nlevel = \"debug\"\n");
+    let body = br#"{"event":"sms","message":"follow me"}"#;
+    let answer = relay.post(body);
+    assert_eq!(answer.status, 200);
+    assert_eq!(relay.post(br#"{"event":"sms","message":"and not me"}"#).status, 200);
+    let id = crate::support::event_id("default", body);
+    assert!(answer.text().contains(&id), "{}", answer.text());
+    let lines = || -> Vec<serde_json::Value> {
+        let log = relay.stderr();
+        let whole = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let json = whole.filter(|line| line.starts_with('{')); // What the greeting prints for people is not the log.
+        let lines = json.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")));
+        lines.filter(|line: &serde_json::Value| line["event.id"] == *id).collect()
+    };
+    wait_until("both ends of its way to be logged", Duration::from_secs(30), || lines().len() >= 2);
+    let lines = lines();
+    let [kept, published] = &lines[..] else { panic!("two lines of one event: {lines:?}") };
+    assert_eq!((&kept["outcome"], &kept["account.name"]), (&"accepted".into(), &"default".into()), "{kept}");
+    assert_eq!((&published["output"], &published["topic"]), (&"console".into(), &"console".into()), "{published}");
+    assert!(published["event.sequence"].as_u64().is_some(), "{published}");
+    for line in [kept, published] {
+        for field in ["timestamp", "level", "message"] {
+            assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {line}");
+        }
+        assert!(!line.to_string().contains("follow me"), "no content: {line}");
+    }
+}

@@ -9,7 +9,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication, TopicResult};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication, TopicResult,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaResult;
 use tempfile::TempDir;
@@ -92,9 +94,31 @@ impl Brokers {
 
     /// As [`Brokers::create_topics`], with settings of the topic: `("max.message.bytes", "2000")`.
     pub fn create_topic_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        self.create_replicated_topic(topic, partitions, 1, settings);
+    }
+
+    pub fn create_replicated_topic(&self, topic: &str, partitions: i32, replicas: i32, settings: &[(&str, &str)]) {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
         let new = settings.iter().fold(new, |topic, (name, value)| topic.set(name, value));
         self.admin(async |admin| admin.create_topics([&new], &AdminOptions::new()).await);
+    }
+
+    /// Changes one setting of a topic.
+    pub fn set_topic(&self, topic: &str, setting: (&str, &str)) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting.0, setting.1);
+        let options = AdminOptions::new();
+        let mut config = ClientConfig::new();
+        let admin: AdminClient<_> = config.set("bootstrap.servers", self.kafka()).create().expect("an admin client");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let results = runtime.block_on(admin.alter_configs([&change], &options)).expect("Kafka answers");
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    /// `allow` or `revoke` a user's `write`, `describe`, … on topics.
+    pub fn kafka_right(&self, what: &str, user: &str, operation: &str, topics: &[&str]) {
+        let mut command = script("python");
+        command.arg(tool("kafka_acls.py")).args(["--brokers", self.kafka(), what, user, operation]).args(topics);
+        succeed(&mut command, LIMIT);
     }
 
     pub fn delete_topics(&self, topics: &[&str]) {
@@ -173,6 +197,8 @@ pub struct Message {
     /// What the `cloudevents` package takes the message for: `mode` (`structured`, `binary`), `attributes`, and `data` (as JSON text) or
     /// `data_base64`; or `error`.
     pub cloudevent: serde_json::Value,
+    /// What the schema of its event has against its data; `None` if nothing. That an envelope of the relay's is valid is seen to while reading.
+    pub invalid_data: Option<String>,
 }
 
 impl Message {
@@ -190,6 +216,7 @@ fn read(command: &mut Command) -> Vec<Message> {
     let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
     let message = |line: &str| {
         let fields: serde_json::Value = serde_json::from_str(line).expect("the reader prints JSON");
+        assert!(fields["invalid_envelope"].is_null(), "{}: {line}", fields["invalid_envelope"]);
         let pairs = fields["headers"].as_array().expect("headers are a list");
         Message {
             topic: text(&fields["topic"]).expect("a topic"),
@@ -203,6 +230,7 @@ fn read(command: &mut Command) -> Vec<Message> {
             properties: fields["properties"].clone(),
             value: text(&fields["value"]).map(|value| STANDARD.decode(value).expect("values are base64")),
             cloudevent: fields["cloudevent"].clone(),
+            invalid_data: text(&fields["invalid_data"]),
         }
     };
     succeed(command, LIMIT).lines().map(message).collect()

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+pub mod alone;
 mod brokers;
 pub mod disk;
 mod forged;
@@ -19,9 +20,12 @@ mod http;
 mod load;
 mod metrics;
 mod odd;
+mod proxy;
 pub mod oracle;
 mod relay;
 pub mod scene;
+pub mod shim;
+pub mod troubles;
 pub mod whole;
 
 pub use brokers::{Brokers, Message};
@@ -30,6 +34,7 @@ pub use http::{Answer, Client};
 pub use load::{Load, Sent};
 pub use metrics::Metrics;
 pub use odd::{EXTRA, Odd, odd_bodies};
+pub use proxy::Proxy;
 pub use relay::{PATH, Relay, SECRET, free_address, program};
 
 /// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.

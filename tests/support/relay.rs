@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{PipeReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct Relay {
     pub ingress: SocketAddr,
     pub admin: SocketAddr,
     child: Option<Child>,
+    environment: Vec<(String, String)>,
+    /// The read ends of pipes that took the place of the file `stdout`, see [`Relay::print_to_pipe`].
+    pipe: Option<PipeReader>,
 }
 
 impl Relay {
@@ -32,7 +36,14 @@ impl Relay {
     /// nothing of them. The working directory is the folder, so that the journal is its `data/journal.db`.
     pub fn prepare(config: &str) -> Self {
         let folder = TempDir::with_prefix("sipsim-relay-test-").expect("a temporary folder");
-        let relay = Self { folder, ingress: free_address(), admin: free_address(), child: None };
+        let relay = Self {
+            folder,
+            ingress: free_address(),
+            admin: free_address(),
+            child: None,
+            environment: Vec::new(),
+            pipe: None,
+        };
         relay.configure(config);
         fs::create_dir_all(relay.path("data/secrets")).expect("a folder for secrets");
         for folder in ["data", "data/secrets"] {
@@ -68,6 +79,12 @@ impl Relay {
         fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("its mode");
     }
 
+    /// Sets a variable for all its processes to come, over what was set before.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.into(), value.into()));
+    }
+
     /// A file of this relay's folder.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.folder.path().join(relative)
@@ -88,6 +105,10 @@ impl Relay {
     /// Starts it and waits until `/startupz` says 200. Panics with its log if it ends before, or after 30 s.
     pub fn run(&mut self) {
         self.spawn();
+        self.wait_for_start();
+    }
+
+    fn wait_for_start(&mut self) {
         wait_for("/startupz to say 200", Duration::from_secs(30), || {
             if let Some(status) = self.try_wait() {
                 panic!("the relay ended at its start, {status}:\n{}", self.stderr());
@@ -96,17 +117,61 @@ impl Relay {
         });
     }
 
+    /// Starts it with a pipe for its standard output that nobody reads before [`Relay::read_pipe`] and that is all but full: nearly all that it
+    /// accepts stays pending. Waits for nothing.
+    pub fn spawn_with_output_blocked(&mut self) {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        // Of the 64 KiB that Linux gives a pipe one page is left.
+        writer.write_all(&[[b'#'; 59 * 1024].as_slice(), b"\n"].concat()).expect("a pipe takes 64 KiB");
+        self.pipe = Some(reader);
+        self.spawn_to(writer.into());
+    }
+
+    /// [`Relay::spawn_with_output_blocked`], and waits for `/startupz`.
+    pub fn run_with_output_blocked(&mut self) {
+        self.spawn_with_output_blocked();
+        self.wait_for_start();
+    }
+
+    /// The whole lines that the process, ended meanwhile, got into the pipe of [`Relay::spawn_with_output_blocked`].
+    pub fn read_pipe(&mut self) -> Vec<String> {
+        let mut bytes = Vec::new();
+        self.pipe.take().expect("its output was blocked").read_to_end(&mut bytes).expect("a pipe can be read");
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        String::from_utf8_lossy(&bytes[..whole]).lines().skip(1).map(str::to_owned).collect()
+    }
+
     /// Starts it and waits for nothing. What it prints is appended to the files `stdout` and `stderr` of its folder.
     pub fn spawn(&mut self) {
-        assert!(self.child.is_none(), "this relay runs already");
+        let stdout = self.stdout_file();
+        self.spawn_to(stdout);
+    }
+
+    fn stdout_file(&self) -> Stdio {
         // What kill -9 left of a line went out to nobody, and must not become the beginning of the next one.
         let printed = fs::read(self.path("stdout")).unwrap_or_default();
         let whole = printed.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         append(&self.path("stdout")).set_len(whole as u64).expect("a file can be cut");
+        append(&self.path("stdout")).into()
+    }
+
+    /// Starts another command in the relay's place, printing as it does.
+    pub fn spawn_command(&mut self, args: &[&str]) {
+        let stdout = self.stdout_file();
+        self.spawn_as(args, stdout);
+    }
+
+    fn spawn_to(&mut self, stdout: Stdio) {
+        self.spawn_as(&["run"], stdout);
+    }
+
+    fn spawn_as(&mut self, args: &[&str], stdout: Stdio) {
+        assert!(self.child.is_none(), "this relay runs already");
         let child = self
-            .command(&["run"])
+            .command(args)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
-            .stdout(append(&self.path("stdout")))
+            .stdout(stdout)
             .stderr(append(&self.path("stderr")))
             .spawn()
             .expect("the relay's program starts");
@@ -125,6 +190,14 @@ impl Relay {
         child.wait().expect("it can be waited for");
     }
 
+    /// As [`Relay::kill9`], of a process that may have ended by itself.
+    pub fn kill9_if_alive(&mut self) {
+        match self.try_wait() {
+            None => self.kill9(),
+            Some(_) => self.child = None,
+        }
+    }
+
     /// Sends a signal, and waits for nothing.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid().try_into().expect("a pid")).expect("not zero");
@@ -137,6 +210,13 @@ impl Relay {
         let status = wait_for("the relay to end on SIGTERM", limit, || self.try_wait());
         self.child = None;
         status
+    }
+
+    /// The memory that the process has taken at the most, in bytes.
+    pub fn memory_max(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux shows it");
+        line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).expect("a number of KiB") * 1024
     }
 
     /// `kill -9` and [`Relay::run`], on the same ports and journal.

@@ -1,24 +1,57 @@
 //! A relay with both brokers, and the oracle's view of them: topics and queues of its own, so that scenes share two brokers without
 //! seeing each other. Scenes take turns, since some stop a broker.
 
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::oracle::{self, Arrived, KINDS, Verdict};
-use super::{Brokers, Load, Metrics, Relay, Sent, wait_for, wait_until, whole};
+use super::{Brokers, Load, Metrics, Proxy, Relay, Sent, free_address, wait_for, wait_until, whole};
 
 /// What may arrive twice for each crash or lost connection, an output: what was in flight (10,000), and the cursor's lag (1,000). DESIGN §7.
 pub const WINDOW: usize = 11_000;
 /// Partitions of each topic.
 const PARTITIONS: i32 = 3;
 
+/// Whoever comes without a name may do everything; `relay` with its password only what it was granted.
+const KAFKA_RIGHTS: [&str; 4] = [
+    "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "super.users=User:ANONYMOUS",
+    "sasl.enabled.mechanisms=PLAIN",
+    "listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_relay=\"password\" user_other=\"password\";",
+];
+
+/// Kafka's further doors.
+pub struct Doors {
+    /// Where a proxy has to listen: Kafka tells those who come by `proxied` to come here.
+    pub proxy: SocketAddr,
+    pub proxied: SocketAddr,
+    /// For users `relay` and `other`, SASL_PLAINTEXT and PLAIN, `password`.
+    pub login: SocketAddr,
+}
+
+pub fn doors() -> &'static Doors {
+    static DOORS: OnceLock<Doors> = OnceLock::new();
+    DOORS.get_or_init(|| Doors { proxy: free_address(), proxied: free_address(), login: free_address() })
+}
+
 /// Both brokers, for one at a time.
 pub fn brokers() -> MutexGuard<'static, Brokers> {
     static BROKERS: OnceLock<Mutex<Brokers>> = OnceLock::new();
     // Never dropped; `scripts/brokers` ends them with this process.
-    let brokers = BROKERS.get_or_init(|| Mutex::new(Brokers::start("all", &[])));
+    let brokers = BROKERS.get_or_init(|| {
+        let doors = doors();
+        let proxied = format!("PROXIED:PLAINTEXT:{}:{}", doors.proxied.port(), doors.proxy.port());
+        let login = format!("SASL:SASL_PLAINTEXT:{}", doors.login.port());
+        let mut options = vec!["--kafka-listener", &proxied, "--kafka-listener", &login];
+        for property in KAFKA_RIGHTS {
+            options.extend(["--kafka-property", property]);
+        }
+        options.extend(["--rabbitmq-conf", "max_message_size = 1000000"]);
+        Mutex::new(Brokers::start("all", &options))
+    });
     let brokers = brokers.lock().unwrap_or_else(PoisonError::into_inner);
     for broker in ["kafka", "rabbitmq"] {
         // A scene that failed may have left one hung or stopped.
@@ -43,7 +76,7 @@ fn try_signal(brokers: &Brokers, broker: &str, signal: Signal) -> bool {
 
 /// One relay, its topics and queues.
 pub struct Scene {
-    name: String,
+    pub name: String,
     pub relay: Relay,
     pub brokers: MutexGuard<'static, Brokers>,
 }
@@ -58,6 +91,26 @@ impl Scene {
             scene.bind(kind, kind);
         }
         scene.up()
+    }
+
+    /// As [`Scene::start`], with both brokers behind proxies: Kafka's and RabbitMQ's.
+    pub fn start_proxied(name: &str) -> (Self, [Proxy; 2]) {
+        let scene = Self::prepare(name, "");
+        let rabbitmq: SocketAddr = scene.brokers.rabbitmq()["amqp://".len()..]
+            .split('/')
+            .next()
+            .and_then(|at| at.parse().ok())
+            .expect("an address");
+        let doors = doors();
+        let proxies = [Proxy::start(doors.proxy, doors.proxied), Proxy::start(free_address(), rabbitmq)];
+        let outputs = scene.both().replace(scene.brokers.kafka(), &doors.proxy.to_string());
+        scene.configure(&outputs.replace(&rabbitmq.to_string(), &proxies[1].address.to_string()), "");
+        for kind in KINDS {
+            scene.make_topic(kind, &[]);
+            scene.make_queue(kind, "{}");
+            scene.bind(kind, kind);
+        }
+        (scene.up(), proxies)
     }
 
     /// With neither topics nor queues, and the relay not started.
@@ -105,8 +158,17 @@ impl Scene {
     }
 
     fn make_exchange(&self) {
+        self.make_exchange_of("topic");
+    }
+
+    /// The scene's exchange, of this type.
+    pub fn make_exchange_of(&self, kind: &str) {
         let path = format!("/api/exchanges/%2f/{}", self.name);
-        self.brokers.ask("PUT", &path, r#"{"type":"topic","durable":true}"#);
+        self.brokers.ask("PUT", &path, &serde_json::json!({ "type": kind, "durable": true }).to_string());
+    }
+
+    pub fn delete_exchange(&self) {
+        self.brokers.ask("DELETE", &format!("/api/exchanges/%2f/{}", self.name), "");
     }
 
     /// A quorum queue, with further arguments in JSON.
@@ -138,6 +200,15 @@ impl Scene {
         Load::start(&self.relay, clients, move |client, number| {
             std::thread::sleep(pause);
             oracle::body(client, number)
+        })
+    }
+
+    /// As [`Scene::load_from`] and [`Scene::load_paced`] at once.
+    pub fn load_paced_from(&self, clients: usize, pause: Duration, first: usize) -> Load {
+        let first = first - first % 12;
+        Load::start(&self.relay, clients, move |client, number| {
+            std::thread::sleep(pause);
+            oracle::body(client, first + number)
         })
     }
 
@@ -347,7 +418,10 @@ pub fn backlog(name: &str, events: u64) {
     wait_until("the relay to be ready", Duration::from_secs(5), || scene.is_ready());
     eprintln!("ready after {:?} with {} pending", start.elapsed(), scene.pending("kafka"));
     let load = scene.load_from(8, 12_000_000);
-    scene.drained_to(500.0, Duration::from_secs(300));
+    scene.drained_to(500.0, Duration::from_secs(900));
+    let memory = scene.relay.memory_max();
+    eprintln!("{} MB of memory at the most", memory / 1_000_000);
+    assert!(memory < 150_000_000, "{memory} bytes of memory while it drained");
     let newer = load.stop();
     assert_all_accepted_in_time(&newer);
     assert!(newer.len() > 100, "it accepted only {} while it drained", newer.len());

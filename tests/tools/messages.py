@@ -1,7 +1,13 @@
 """What the readers of Kafka and RabbitMQ have in common: one JSON line a message."""
 
 import base64
+import itertools
 import json
+
+from validate import problem
+
+JUDGED_MAX = 300  # Messages a run: some thousand would take longer to judge than to read.
+judged_so_far = itertools.count()
 
 
 def encoded(value):
@@ -47,5 +53,21 @@ def judged(binding, parse, message):
     return verdict
 
 
+def invalid(verdict, value):
+    """What schemas/ has against a message of the relay: its envelope (of structured mode), and its data; None for what is in order."""
+    attributes = verdict.get("attributes", {})
+    if not attributes.get("type", "").startswith("com.sipsim.") or next(judged_so_far) >= JUDGED_MAX:
+        return None, None
+    structured = verdict["mode"] == "structured"
+    envelope = json.loads(value) if structured else None
+    data = None
+    if "dataschema" in attributes and verdict["data"] is not None:
+        event = attributes["dataschema"].removeprefix("urn:sipsim-relay:schema:").removesuffix(":1")
+        data = problem(event, json.loads(verdict["data"]))
+    return problem("envelope", envelope) if structured else None, data
+
+
 def show(**message):
-    print(json.dumps(message))
+    value = message["value"]
+    envelope, data = invalid(message["cloudevent"], None if value is None else base64.b64decode(value))
+    print(json.dumps({**message, "invalid_envelope": envelope, "invalid_data": data}))

@@ -11,6 +11,7 @@ use crate::config::{Config, Name};
 use crate::journal::OutputRow;
 use crate::journal::inspect::{ApartCount, Extent, Inspector, Sizes, is_held};
 use crate::normalize::EventName;
+use crate::publish::mend;
 use crate::publish::routes::Router;
 
 /// Events read in one transaction: some ten milliseconds, in which the log grows little.
@@ -206,7 +207,10 @@ fn output_text(output: &OutputStatus, now: Timestamp) -> String {
             topic.parked.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ");
         let mut why = Vec::new();
         if topic.held > 0 {
-            why.push(format!("held: {}", topic.held_because.as_deref().unwrap_or("waits behind others")));
+            why.push(match topic.held_because.as_deref() {
+                Some(reason) => format!("held: {reason}: {}", mend(reason)),
+                None => "held: waits behind others".to_owned(),
+            });
         }
         if !parked.is_empty() {
             why.push(format!("parked: {parked}"));

@@ -66,10 +66,22 @@ fn describe(needs: &[Need<'_>]) -> String {
     text
 }
 
-/// Lines for a shell: Kafka's own tool.
+/// A script for Kafka's own tool. What this configuration leaves open stands at its head, to be filled in; left empty, the broker decides.
 pub fn kafka(needs: &[Need<'_>], args: &TopicsArgs) -> Result<String, String> {
-    let mut text = String::new();
-    for (kafka, topics) in kafkas(needs)? {
+    let kafkas = kafkas(needs)?;
+    let mut text = "# Left empty, the brokers' defaults hold. More partitions later would move calls to other ones: choose for years.\n".to_owned();
+    let mut options = String::new();
+    for (variable, option, given) in [
+        ("PARTITIONS", "--partitions ", args.partitions.is_some()),
+        ("REPLICATION", "--replication-factor ", args.replication.is_some()),
+        ("RETENTION_MS", "--config retention.ms=", false),
+    ] {
+        if !given {
+            text.push_str(&format!("{variable}=\n"));
+            options.push_str(&format!(" ${{{variable}:+{option}${variable}}}"));
+        }
+    }
+    for (kafka, topics) in kafkas {
         if kafka.security.protocol.contains('S') {
             text.push_str(
                 "# These brokers want more than an address: add --command-config FILE with their security settings.\n",
@@ -86,7 +98,7 @@ pub fn kafka(needs: &[Need<'_>], args: &TopicsArgs) -> Result<String, String> {
             if let Some(replication) = args.replication {
                 text.push_str(&format!(" --replication-factor {replication}"));
             }
-            text.push('\n');
+            text.push_str(&format!("{options}\n"));
         }
     }
     Ok(text)
@@ -95,7 +107,7 @@ pub fn kafka(needs: &[Need<'_>], args: &TopicsArgs) -> Result<String, String> {
 /// `KafkaTopic` resources.
 pub fn strimzi(needs: &[Need<'_>], args: &TopicsArgs) -> Result<String, String> {
     let mut text = "# For Strimzi 0.49 or newer; before that the apiVersion is kafka.strimzi.io/v1beta2.\n\
-                    # Put the name of your Kafka resource for my-cluster.\n"
+                    # Put the name of your Kafka resource for my-cluster. What is a remark below is the brokers' default until you take the # away.\n"
         .to_owned();
     let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
     for topic in kafkas(needs)?.into_iter().flat_map(|(_, topics)| topics) {
@@ -110,12 +122,15 @@ pub fn strimzi(needs: &[Need<'_>], args: &TopicsArgs) -> Result<String, String> 
             "---\napiVersion: kafka.strimzi.io/v1\nkind: KafkaTopic\nmetadata:\n  name: {name}\n  labels:\n    \
              strimzi.io/cluster: my-cluster\nspec:\n  topicName: {topic}\n"
         ));
-        if let Some(partitions) = args.partitions {
-            text.push_str(&format!("  partitions: {partitions}\n"));
-        }
-        if let Some(replication) = args.replication {
-            text.push_str(&format!("  replicas: {replication}\n"));
-        }
+        text.push_str(&match args.partitions {
+            Some(partitions) => format!("  partitions: {partitions}\n"),
+            None => "  # partitions: 12\n".to_owned(),
+        });
+        text.push_str(&match args.replication {
+            Some(replication) => format!("  replicas: {replication}\n"),
+            None => "  # replicas: 3\n".to_owned(),
+        });
+        text.push_str("  # config:\n  #   retention.ms: 604800000\n");
     }
     Ok(text)
 }
@@ -127,9 +142,13 @@ fn resource_name(topic: &str) -> String {
     if parts.is_empty() { "topic".to_owned() } else { parts.join(".") }
 }
 
-/// Definitions for `rabbitmqctl import_definitions` or the management page.
+/// Bytes that a queue may hold: half a million events of 2 KiB. Each quorum queue has them on three nodes, and five queues share the disks.
+const QUEUE_BYTES_MAX: u64 = 1 << 30;
+
+/// Definitions for `rabbitmqctl import_definitions` or the management page. The policy bounds the queues: one that nobody reads would fill the
+/// broker's disk, and block everybody. It has the broker refuse what is over, which the relay keeps, and never drop what is oldest.
 pub fn rabbitmq(needs: &[Need<'_>]) -> Result<String, String> {
-    let (mut exchanges, mut queues, mut bindings) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut exchanges, mut queues, mut bindings, mut policies) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for need in needs {
         let What::RabbitMq(rabbit, topology) = &need.what else { continue };
         let vhost = vhost(rabbit);
@@ -138,6 +157,11 @@ pub fn rabbitmq(needs: &[Need<'_>]) -> Result<String, String> {
             "internal": false, "arguments": {},
         });
         push_once(&mut exchanges, exchange);
+        let policy = json!({
+            "name": "sipsim", "vhost": vhost, "pattern": "^sipsim\\.(call|ai|sms|test|extra|unknown)$", "apply-to": "queues", "priority": 0,
+            "definition": { "max-length-bytes": QUEUE_BYTES_MAX, "overflow": "reject-publish" },
+        });
+        push_once(&mut policies, policy);
         for (queue, binding) in &topology.queues {
             let declared = json!({
                 "name": queue, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": { "x-queue-type": "quorum" },
@@ -153,7 +177,10 @@ pub fn rabbitmq(needs: &[Need<'_>]) -> Result<String, String> {
     if exchanges.is_empty() {
         return Err("no output of this configuration is of type rabbitmq".to_owned());
     }
-    Ok(format!("{:#}\n", json!({ "exchanges": exchanges, "queues": queues, "bindings": bindings })))
+    Ok(format!(
+        "{:#}\n",
+        json!({ "exchanges": exchanges, "queues": queues, "bindings": bindings, "policies": policies })
+    ))
 }
 
 fn push_once(all: &mut Vec<Value>, one: Value) {
@@ -174,7 +201,7 @@ fn kafkas<'a>(needs: &'a [Need<'_>]) -> Result<Vec<(&'a config::Kafka, &'a [Stri
 }
 
 /// The virtual host that the first URL names; all of one output name the same broker.
-fn vhost(rabbit: &config::RabbitMq) -> String {
+pub fn vhost(rabbit: &config::RabbitMq) -> String {
     let path = rabbit.urls.first().and_then(|url| url.split_once("://")).and_then(|(_, rest)| rest.split_once('/'));
     let named = path.map_or("", |(_, path)| path.split('?').next().unwrap_or_default());
     if named.is_empty() { "/".to_owned() } else { percent_decoded(named) }
@@ -209,7 +236,7 @@ fn hosts(rabbit: &config::RabbitMq) -> String {
 }
 
 /// As one word of a POSIX shell.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b",.:_-[]".contains(&b);
     if text.bytes().all(|b| plain(b) && !b"[]".contains(&b)) {
         text.to_owned()

@@ -62,15 +62,24 @@ fn a_console_needs_nothing() {
 #[test]
 fn kafkas_own_tool_gets_a_line_a_topic() {
     let (text, _) = topics(&both(), &args(TopicsFormat::Kafka)).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1..4], ["PARTITIONS=", "REPLICATION=", "RETENTION_MS="]);
     assert_eq!(
-        text.lines().next(),
-        Some("kafka-topics.sh --bootstrap-server 127.0.0.1:9092 --create --if-not-exists --topic sipsim.call")
+        lines[4],
+        "kafka-topics.sh --bootstrap-server 127.0.0.1:9092 --create --if-not-exists --topic sipsim.call \
+         ${PARTITIONS:+--partitions $PARTITIONS} ${REPLICATION:+--replication-factor $REPLICATION} \
+         ${RETENTION_MS:+--config retention.ms=$RETENTION_MS}"
     );
-    assert_eq!(text.lines().count(), 5);
+    assert_eq!(lines.len(), 4 + 5);
 
     let sized = TopicsArgs { partitions: Some(12), replication: Some(3), ..args(TopicsFormat::Kafka) };
     let (text, _) = topics(&both(), &sized).unwrap();
-    assert!(text.lines().all(|line| line.ends_with(" --partitions 12 --replication-factor 3")), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[1], "RETENTION_MS=");
+    assert!(
+        lines[2..].iter().all(|line| line.contains(" --partitions 12 --replication-factor 3 ${RETENTION_MS:+")),
+        "{text}"
+    );
 }
 
 #[test]
@@ -93,6 +102,8 @@ spec:
   topicName: sipsim.incoming_call_start
   partitions: 12
   replicas: 3
+  # config:
+  #   retention.ms: 604800000
 "
         ),
         "{text}"
@@ -120,6 +131,9 @@ fn rabbitmq_gets_definitions() {
     assert_eq!(bindings[0]["source"], "sipsim");
     assert_eq!(bindings[0]["destination"], "sipsim.call");
     assert_eq!(bindings[0]["routing_key"], "sipsim.call.*");
+    let policies = definitions["policies"].as_array().unwrap();
+    assert_eq!(policies.len(), 1);
+    assert_eq!(policies[0]["definition"]["overflow"], "reject-publish", "nothing is dropped");
 }
 
 #[test]

@@ -209,11 +209,25 @@ fn the_journals_folder_is_for_nobody_else() {
         );
         assert_eq!(warned(&dir, text, "journal").contains(&warning), expected, "{mode:o}");
     }
-    let text = text.replace("journal/j.db", "journal");
-    assert!(
-        warned(&dir, &text, "journal")
-            .contains(&"journal.path: `/journal` is a folder; name the journal's file in it".to_owned())
-    );
+}
+
+#[test]
+fn a_place_where_no_journal_can_be_is_a_problem() {
+    let dir = TempDir::new().unwrap();
+    write(&dir.path().join("secret"), STRONG, 0o600);
+    for (path, message) in [
+        ("", "`` is a folder; name the journal's file in it"),
+        ("/secret/journal.db", "`/secret` is no folder, so no journal can be in it"),
+        ("/secret/new/journal.db", "`/secret` is no folder, so no journal can be in it"),
+    ] {
+        let text = "journal.path = \"{dir}{path}\"\n[accounts.a]\npath = \"/a\"\nsecrets = \"{dir}/secret\"";
+        let name = dir.path().to_str().unwrap();
+        let file = dir.path().join("relay.toml");
+        fs::write(&file, text.replace("{path}", path).replace("{dir}", name)).unwrap();
+        let found = inspect(Some(&file), std::iter::empty(), true).problems;
+        let told: Vec<_> = found.iter().map(|one| (one.key.as_str(), one.message.replace(name, ""))).collect();
+        assert_eq!(told, [("journal.path", message.to_owned())]);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod machine;
 mod manual;
 mod mistakes;
 mod outputs;
+mod schema;
 mod sections;
 
 /// Reads a text as if it stood in `relay.toml`, with variables beside it.

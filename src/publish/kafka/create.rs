@@ -6,8 +6,9 @@ use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::types::RDKafkaRespErr;
 
-use super::settings;
+use super::{live, settings};
 use crate::config;
 
 /// How long the brokers may take to answer, connecting included, and to make the topics.
@@ -31,9 +32,17 @@ pub async fn create_topics(
     replication: Option<i16>,
 ) -> Result<Vec<Made>, String> {
     if config.security.mechanism.as_deref() == Some("OAUTHBEARER") {
-        // rdkafka's administrator never polls the queue by which librdkafka asks for a token.
-        return Err("topics cannot be made with OAUTHBEARER; `topics --format kafka` shows the commands to make them"
-            .to_owned());
+        // rdkafka's administrator never polls the queue by which librdkafka asks for a token, so this one is asked without it.
+        let outcomes = live::create(config, topics, partitions.unwrap_or(-1), replication.unwrap_or(-1)).await?;
+        let made = |outcome: Result<bool, (i16, String)>| match outcome {
+            Ok(true) => Made::Created,
+            Ok(false) => Made::Exists,
+            Err((code, words)) => Made::Failed(match RDKafkaRespErr::try_from(i32::from(code)) {
+                Ok(code) => explain(code.into()),
+                Err(_) => format!("the broker refused ({words})"),
+            }),
+        };
+        return Ok(outcomes.into_iter().map(made).collect());
     }
     let settings = settings::connection(config)?;
     let admin = AdminClient::from_config_and_context(&settings, Silent).map_err(|error| settings::refusal(&error))?;

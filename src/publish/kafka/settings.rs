@@ -18,10 +18,15 @@ const RECORD_MAX: u32 = 64 * 1024 * 1024;
 /// Bytes of one batch. A record larger than this always travels alone, and a broker that finds one record too large refuses its
 /// whole batch; so this has to be below every `max.message.bytes` that is in use. The smallest known is 256 KiB (Azure Event Hubs, basic);
 /// the broker's own default is 1 MiB. Smaller costs throughput: 128 KiB are some hundred records, and five such requests may be under way.
-const BATCH_BYTES: u32 = 128 * 1024;
+pub const BATCH_BYTES: u32 = 128 * 1024;
 
 /// How often librdkafka tells the state of its connections. Three of them without a connection make an outage.
 const STATISTICS_MS: u32 = 500;
+
+/// Bytes that one batch may have, with the operator's own properties.
+pub fn batch_bytes(config: &config::Kafka) -> u32 {
+    config.properties.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(BATCH_BYTES)
+}
 
 /// The settings of a producer, with passwords read now. The error names the file or key, and has no secret in it.
 pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
@@ -31,6 +36,7 @@ pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
     };
     set("acks", "all");
     set("enable.idempotence", "true");
+    set("request.timeout.ms", "10000");
     // What idempotence allows at most; the broker remembers the last five batches of a producer.
     set("max.in.flight.requests.per.connection", "5");
     // Without it, librdkafka goes on sending what is queued behind a batch that was refused for good: its thread has the next requests
@@ -86,6 +92,9 @@ pub fn connection(config: &config::Kafka) -> Result<ClientConfig, String> {
     set("reconnect.backoff.max.ms", "500");
     // A line that was cut without a word is noticed by the kernel, also while nothing is sent.
     set("socket.keepalive.enable", "true");
+    // A broker that hangs with its sockets open is noticed after this, instead of 60 s. What it has to answer is sent again with the same
+    // numbers, so that it is not published twice; and it must be longer than `request.timeout.ms`, for which a broker may wait for replicas.
+    set("socket.timeout.ms", "20000");
     // The default of 30 s would keep us at one dead address of several for as long.
     set("socket.connection.setup.timeout.ms", "10000");
     set("security.protocol", protocol);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::super::lane::Lane;
-use super::super::{HeldTopic, mend};
+use super::super::{HeldTopic, PublishError, mend};
 use super::{LOOK_EVERY, Output};
 use crate::clock;
 use crate::config::OutputName;
@@ -27,11 +27,13 @@ impl Output {
                 self.lanes[lane].excuse_silence(now);
             }
             let lane = &mut self.lanes[lane];
-            let held = lane.held(now);
+            // Only Kafka's silence means the topic's; of another broker it is the broker's own, and shown as such.
+            let held = lane.held(now).filter(|_| self.sink.is_silent_on_faults() || !lane.is_stalled(now));
             if held != lane.shown {
                 show_held(&self.metrics, &self.name, lane, held);
             }
         }
+        self.look_for_silence(now);
         self.slide_past_old_ones(now);
         if self.connected && self.read_again_at.is_none() {
             self.take_up_parked(now);
@@ -42,12 +44,36 @@ impl Output {
         };
         let age = oldest.map_or(0.0, |at| clock::now().since(at).as_secs_f64());
         self.metrics.publish.oldest_pending_age.with_label_values(&[self.name.as_str()]).set(age);
-        let held = |lane: &Lane| Some(HeldTopic { topic: lane.topic.to_string(), reason: lane.shown? });
+        let held = |lane: &Lane| {
+            let reason = lane.shown?;
+            Some(HeldTopic { topic: lane.topic.to_string(), reason, mend: mend(reason) })
+        };
         let held = self.lanes.iter().filter_map(held).collect();
         self.status.update(&self.name, |status| {
             status.oldest_pending_age_seconds = age;
             status.held = held;
         });
+    }
+
+    /// A pipe that nobody reads, or a broker that hangs, says nothing of itself.
+    fn look_for_silence(&mut self, now: Instant) {
+        let stalled =
+            self.connected && !self.sink.is_silent_on_faults() && self.lanes.iter().any(|lane| lane.is_stalled(now));
+        if stalled == self.stalled {
+            return;
+        }
+        self.stalled = stalled;
+        if stalled {
+            const DETAIL: &str = "it has taken nothing for 10 s: it hangs, or nobody reads it";
+            warn!(output = %self.name, reason = "timeout", "{DETAIL}; events wait in the journal");
+            self.count_failure(&PublishError::Timeout);
+            self.status.update(&self.name, |status| status.last_error = Some(DETAIL.to_owned()));
+        } else if self.connected {
+            info!(output = %self.name, "it takes events again");
+        }
+        let up = self.connected && !stalled;
+        self.metrics.publish.up.with_label_values(&[self.name.as_str()]).set(i64::from(up));
+        self.status.update(&self.name, |status| status.up = up);
     }
 }
 

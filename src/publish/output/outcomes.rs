@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::super::lane::{Item, Verdict};
 use super::super::{Place, PublishError};
@@ -28,6 +28,14 @@ impl Output {
         if let Some(sent_at) = item.sent_at {
             self.series.duration.observe(now.duration_since(sent_at).as_secs_f64());
         }
+        let (partition, offset) = match place {
+            Place::Kafka { partition, offset } => (Some(partition), Some(offset)),
+            Place::Confirmed => (None, None),
+        };
+        debug!(
+            output = %self.name, topic = %lane.topic, event.id = %event.id, event.sequence = sequence,
+            kafka.partition = partition, kafka.offset = offset, "an event is published to {}", lane.topic
+        );
         self.books.published(item, &lane.topic, place, at);
     }
 
@@ -64,6 +72,8 @@ impl Output {
             "an event is parked, the broker does not take it: {detail}"
         );
         self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), reason]).inc();
+        let seen = format!("an event of {} is parked, {reason}: {detail}", lane.topic);
+        self.status.update(&self.name, |status| status.failed(seen.trim_end_matches(": ").to_owned(), clock::now()));
         self.in_memory -= 1;
         self.bytes_in_memory -= item.bytes;
         self.window.pass(item.sequence());

@@ -154,7 +154,7 @@ impl Output {
         }
     }
 
-    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before.
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before, or the journal was replaced.
     pub(super) async fn name_lanes_anew(&mut self) -> bool {
         let routes = self.router.fingerprint();
         loop {
@@ -163,7 +163,7 @@ impl Output {
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
-                    if self.stop.borrow().is_some() {
+                    if self.stop.borrow().is_some() || *self.journal.id() != *self.journal_id {
                         return false;
                     }
                 }
@@ -172,7 +172,11 @@ impl Output {
     }
 
     async fn try_name_lanes(&mut self, routes: &str) -> Result<(), String> {
-        let text = |error: rusqlite::Error| error.to_string();
+        let journal = self.journal.clone();
+        let text = |error: rusqlite::Error| {
+            journal.unreadable(&error);
+            error.to_string()
+        };
         if self.row.routes != routes {
             let mut after = 0;
             loop {

@@ -11,15 +11,13 @@ use futures_core::Stream;
 use lapin::tcp::{AsyncTcpStream, RustlsConnector};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{Connection, ConnectionProperties, Event};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::ClientConfig;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::fault;
 use crate::config::{self, OutputName};
-use crate::publish::PublishError;
+use crate::publish::{PublishError, tls};
 use crate::secret::Secret;
 
 /// For one URL: TCP, TLS and AMQP's handshake together.
@@ -237,53 +235,12 @@ pub(super) fn digest(config: &config::RabbitMq) -> FilesDigest {
 }
 
 fn tls(config: &config::RabbitMq) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    match &config.ca_file {
-        Some(path) => {
-            for certificate in certificates("ca_file", path)? {
-                roots.add(certificate).map_err(|error| format!("ca_file {}: {error}", path.display()))?;
-            }
-        }
-        None => {
-            let system = rustls_native_certs::load_native_certs();
-            // Some systems carry certificates that rustls cannot read; the others serve.
-            let (usable, _) = roots.add_parsable_certificates(system.certs);
-            if usable == 0 {
-                return Err("this system has no usable CA certificates; set ca_file".into());
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("TLS cannot be set up: {error}"))?
-        .with_root_certificates(roots);
-    match (&config.certificate_file, &config.private_key_file) {
-        (Some(certificate), Some(key)) => {
-            let chain = certificates("certificate_file", certificate)?;
-            let bytes = Secret::read(key)
-                .map_err(|error| format!("private_key_file {} cannot be read: {error}", key.display()))?;
-            let private = PrivateKeyDer::from_pem_slice(bytes.expose())
-                .map_err(|_| format!("private_key_file {} holds no private key in PEM", key.display()))?;
-            builder.with_client_auth_cert(chain, private).map_err(|error| {
-                format!("certificate_file {} and private_key_file {}: {error}", certificate.display(), key.display())
-            })
-        }
-        (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(_), None) => Err("certificate_file needs private_key_file beside it".into()),
-        (None, Some(_)) => Err("private_key_file needs certificate_file beside it".into()),
-    }
-}
-
-fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("{key} {} cannot be read: {error}", path.display()))?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("{key} {} is not PEM: {error}", path.display()))?;
-    if certificates.is_empty() {
-        return Err(format!("{key} {} holds no certificate in PEM", path.display()));
-    }
-    Ok(certificates)
+    tls::client(&tls::Files {
+        section: "",
+        ca: config.ca_file.as_deref(),
+        certificate: config.certificate_file.as_deref(),
+        private_key: config.private_key_file.as_deref(),
+    })
 }
 
 #[cfg(test)]

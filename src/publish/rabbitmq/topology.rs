@@ -44,7 +44,7 @@ pub(super) async fn declare(connection: &Connection, exchange: &str) -> Result<(
 }
 
 /// On a channel of its own, since an error closes the channel.
-async fn try_declare(connection: &Connection, exchange: &str, passive: bool) -> lapin::Result<()> {
+pub(super) async fn try_declare(connection: &Connection, exchange: &str, passive: bool) -> lapin::Result<()> {
     let channel = connection.create_channel().await?;
     declare_on(&channel, exchange, passive).await?;
     channel.close(200, "OK".into()).await
@@ -110,7 +110,7 @@ pub(super) fn short(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap_or_default()
 }
 
-fn code(error: &lapin::Error) -> Option<u16> {
+pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,

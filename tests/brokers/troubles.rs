@@ -1,0 +1,45 @@
+//! Brokers in trouble under load, each for as short a time as shows it. The longer ones are in `tests/faults`.
+
+use std::time::Duration;
+
+use crate::support::troubles;
+
+#[test]
+fn lines_that_are_cut_slowed_and_refused_delay_events_and_nothing_else() {
+    troubles::lines_cut_slowed_and_refused("lines", 4);
+}
+
+#[test]
+fn a_deleted_topic_holds_its_events_until_it_is_made_again() {
+    troubles::topic_deleted("deleted");
+}
+
+#[test]
+fn a_topic_that_kafka_forbids_is_held_until_the_right_is_granted() {
+    troubles::kafka_forbids("acl");
+}
+
+#[test]
+fn a_fatal_error_of_librdkafka_costs_a_producer_and_no_event() {
+    troubles::fatal_errors("fatal", 2);
+}
+
+#[test]
+fn a_missing_exchange_and_one_of_another_type_hold_events() {
+    troubles::exchange_gone_and_of_another_type("exchange");
+}
+
+#[test]
+fn a_routing_key_that_rabbitmq_forbids_is_held_and_the_others_go_on() {
+    troubles::rabbitmq_forbids("forbidden");
+}
+
+#[test]
+fn a_record_too_large_for_rabbitmq_is_parked_alone() {
+    troubles::too_large_for_rabbitmq("large-rabbit");
+}
+
+#[test]
+fn a_thousand_held_events_do_not_storm_the_broker() {
+    troubles::held_events_do_not_storm("storm", Duration::from_secs(5));
+}

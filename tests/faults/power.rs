@@ -1,0 +1,69 @@
+//! The power goes: what was answered 2xx is on what was synced, and on nothing else.
+
+use std::time::Duration;
+
+use crate::support::alone::Alone;
+use crate::support::oracle::Verdict;
+use crate::support::scene::WINDOW;
+use crate::support::shim::{Knob, Unsynced};
+use crate::{count, seed};
+
+/// Cuts between two full drains, so that the journal, which is small here, does not fill.
+const CUTS_A_ROUND: usize = 20;
+
+/// A small journal is checkpointed often: every 256 pages of the log.
+const CONFIG: &str = "[journal]\nsize_max = \"32 MiB\"\nfree_min = \"0\"\nretention = \"0s\"\n";
+
+/// Cuts the power so many times under load. All but a page of what it accepts stays pending until the last start, so that what the
+/// journal loses is lost.
+fn cuts(scene: &mut Alone, cuts: usize, random: &mut fastrand::Rng) -> Verdict {
+    scene.shim.set(Knob::KeepImage, 1);
+    let mut unsynced = 0;
+    for cut in 1..=cuts {
+        scene.relay.spawn_with_output_blocked();
+        let load = scene.load(8);
+        if random.u8(..) < 64 {
+            // At its start, whatever it is doing then.
+            std::thread::sleep(Duration::from_millis(random.u64(0..120)));
+        } else {
+            Alone::wait_for_accepted(&load, random.u64(1..500));
+        }
+        scene.relay.kill9();
+        scene.note(load);
+        scene.note_pipe();
+        let survives = random.choice([Unsynced::Nothing, Unsynced::SomeSectors, Unsynced::All]).expect("three");
+        let bytes = scene.shim.cut_power(&scene.relay, survives, random);
+        eprintln!("cut {cut}: {survives:?}, {bytes} bytes not synced, {} sent", scene.sent.len());
+        unsynced += bytes;
+        if cut % CUTS_A_ROUND == 0 || cut == cuts {
+            scene.relay.run();
+            scene.drained();
+            if cut < cuts {
+                scene.relay.kill9();
+            }
+        }
+    }
+    assert!(unsynced > 0, "the shim saw nothing that was not synced, so it proves nothing");
+    let verdict = scene.verdict();
+    eprintln!("{cuts} power cuts, {unsynced} bytes not synced: {verdict}");
+    verdict
+}
+
+#[test]
+fn what_was_answered_survives_every_power_cut() {
+    let (cut, seed) = (count("FAULTS_CUTS", 12), seed());
+    eprintln!("{cut} power cuts, seed {seed}");
+    let mut scene = Alone::prepare(CONFIG);
+    cuts(&mut scene, cut, &mut fastrand::Rng::with_seed(seed));
+    scene.judge(cut * WINDOW);
+    assert_eq!(scene.relay.metrics().get("sipsim_relay_journal_set_aside", &[]), 0.0);
+}
+
+/// That the test above can fail: syncing the log only at checkpoints is what SQLite does under `synchronous=NORMAL`.
+#[test]
+fn with_a_log_synced_only_at_checkpoints_the_same_test_loses_events() {
+    let mut scene = Alone::prepare(CONFIG);
+    scene.shim.set(Knob::LazyLog, 1);
+    let verdict = cuts(&mut scene, 4, &mut fastrand::Rng::with_seed(seed()));
+    assert!(!verdict.lost.is_empty(), "{verdict}");
+}
