@@ -1,0 +1,207 @@
+//! From the journal into the lanes: new events in order, held ones when their lane can go on, parked ones when they are due.
+
+use std::time::Instant;
+
+use tracing::{error, warn};
+
+use super::super::lane::Item;
+use super::{BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER};
+use crate::clock;
+use crate::journal::Read;
+
+impl Output {
+    /// Reads the next events of the journal, if none are waiting to be distributed.
+    pub(super) fn read_on(&mut self) -> rusqlite::Result<bool> {
+        if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= EVENTS_MAX || !self.books.has_room() {
+            return Ok(false);
+        }
+        let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
+        // Read before the events: so whatever it counts is among them.
+        let committed = *self.journal.committed().borrow();
+        let reads = self.reader.events(after, through, READ_EVENTS.min(EVENTS_MAX - self.window.len()), READ_BYTES)?;
+        if reads.is_empty() {
+            // A closed span that is read to its end leads to the next one.
+            if self.row.spans.iter().any(|span| span.through == Some(through)) {
+                self.read_through = through;
+                return Ok(true);
+            }
+            // Numbers whose events were discarded, or never kept: nothing of them is owed.
+            self.read_through = self.read_through.max(committed);
+            return Ok(false);
+        }
+        self.read_through = reads.last().map_or(after, Read::sequence);
+        self.given_up.extend(self.reader.given_up(self.number, after, self.read_through)?);
+        self.ahead.extend(reads);
+        Ok(true)
+    }
+
+    /// Gives the events that were read to their lanes, in order, as far as these have room.
+    pub(super) fn distribute(&mut self, now: Instant) -> bool {
+        let mut worked = false;
+        while let Some(read) = self.ahead.front() {
+            let sequence = read.sequence();
+            if self.given_up.remove(&sequence) {
+                self.walked_through = sequence;
+                self.window.read(sequence);
+                self.window.pass(sequence);
+                self.ahead.pop_front();
+                worked = true;
+                continue;
+            }
+            let Read::Event(stored) = read else {
+                self.walked_through = sequence;
+                self.window.read(sequence);
+                self.window.pass(sequence);
+                self.books.corrupt(sequence, false);
+                error!(output = %self.name, event.sequence = sequence, "an event's row in the journal is corrupt; it is parked");
+                self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), "corrupt"]).inc();
+                self.ahead.pop_front();
+                continue;
+            };
+            let topic = self.router.route(&stored.event.account, &stored.event.name);
+            let lane = self.lane(&topic, now);
+            let lane = &mut self.lanes[lane];
+            let to_rows = lane.rows
+                || self.rows_beyond.contains(&sequence)
+                || lane.is_stuck(now)
+                || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
+            if !to_rows && (!lane.has_room() || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX) {
+                break;
+            }
+            if to_rows && !self.books.has_room() {
+                break;
+            }
+            worked = true;
+            self.rows_beyond.remove(&sequence);
+            self.walked_through = sequence;
+            self.window.read(sequence);
+            let Some(Read::Event(stored)) = self.ahead.pop_front() else { break };
+            let mut item = Item::new(stored, false, None);
+            if to_rows {
+                lane.rows = true;
+                lane.rows_in = self.books.number();
+                self.books.hold(&mut item, &lane.topic, lane.held(now));
+                self.window.pass(sequence);
+            } else {
+                self.in_memory += 1;
+                self.bytes_in_memory += item.bytes;
+                lane.push(item);
+            }
+        }
+        worked
+    }
+
+    /// Fetches held events of lanes that can go on.
+    pub(super) fn read_rows(&mut self, now: Instant) -> rusqlite::Result<bool> {
+        let mut worked = false;
+        for lane in &mut self.lanes {
+            if !lane.wants_rows(now, self.books.kept())
+                || self.in_memory >= EVENTS_MAX
+                || self.bytes_in_memory >= BYTES_MAX
+            {
+                continue;
+            }
+            let wanted = lane.rows_wanted();
+            let span = (lane.taken_through, self.walked_through);
+            let reads = self.reader.held(self.number, &lane.topic, span, wanted, READ_BYTES)?;
+            if reads.is_empty() && lane.rows_in <= self.books.kept() {
+                lane.rows = false;
+            }
+            for read in reads {
+                worked = true;
+                if self.books.is_settled(read.sequence()) {
+                    lane.taken_through = read.sequence(); // The journal has yet to hear of it.
+                    continue;
+                }
+                match read {
+                    Read::Event(stored) => {
+                        let item = Item::new(stored, true, None);
+                        self.in_memory += 1;
+                        self.bytes_in_memory += item.bytes;
+                        lane.push(item);
+                    }
+                    Read::Corrupt { sequence } => {
+                        lane.taken_through = sequence;
+                        self.books.corrupt(sequence, true);
+                        self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), "corrupt"]).inc();
+                    }
+                }
+            }
+        }
+        Ok(worked)
+    }
+
+    pub(super) fn take_up_parked(&mut self, now: Instant) {
+        let Ok(due) = self.reader.parked_due(self.number, clock::now(), PARKED_AT_A_TIME) else { return };
+        for row in due {
+            let Read::Event(stored) = row.read else {
+                self.books.give_up(row.read.sequence(), row.attempts);
+                continue;
+            };
+            if !self.books.begin_again(stored.sequence) {
+                continue; // On its way already.
+            }
+            let topic = self.router.route(&stored.event.account, &stored.event.name);
+            let lane = self.lane(&topic, now);
+            let item = Item::new(stored, true, Some(row.attempts));
+            if self.lanes[lane].is_stuck(now) {
+                self.books.parked_again(&item);
+                continue;
+            }
+            self.in_memory += 1;
+            self.bytes_in_memory += item.bytes;
+            self.lanes[lane].push(item);
+        }
+    }
+
+    /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before, or the journal was replaced.
+    pub(super) async fn name_lanes_anew(&mut self) -> bool {
+        let routes = self.router.fingerprint();
+        loop {
+            match self.try_name_lanes(&routes).await {
+                Ok(()) => return true,
+                Err(error) => {
+                    warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    tokio::time::sleep(READ_AGAIN).await;
+                    if self.stop.borrow().is_some() || *self.journal.id() != *self.journal_id {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn try_name_lanes(&mut self, routes: &str) -> Result<(), String> {
+        let journal = self.journal.clone();
+        let text = |error: rusqlite::Error| {
+            journal.unreadable(&error);
+            error.to_string()
+        };
+        if self.row.routes != routes {
+            let mut after = 0;
+            loop {
+                let held = self.reader.held_after(self.number, after, 1_000).map_err(text)?;
+                let Some((_, last)) = held.last() else { break };
+                after = last.sequence();
+                for (lane, read) in &held {
+                    let Read::Event(stored) = read else { continue };
+                    let topic = self.router.route(&stored.event.account, &stored.event.name);
+                    if **lane != *topic {
+                        self.books.rename(stored.sequence, &topic);
+                    }
+                }
+                self.books.save_now(&self.journal, self.window.cursor()).await?;
+            }
+            self.books.routes(routes);
+            self.books.save_now(&self.journal, self.window.cursor()).await?;
+            self.row.routes = routes.to_owned();
+        }
+        self.rows_beyond =
+            self.reader.held_behind(self.number, self.window.cursor()).map_err(text)?.into_iter().collect();
+        for topic in self.reader.held_lanes(self.number).map_err(text)? {
+            let lane = self.lane(&topic.into(), Instant::now());
+            self.lanes[lane].rows = true;
+        }
+        Ok(())
+    }
+}
