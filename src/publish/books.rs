@@ -16,6 +16,8 @@ use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Pro
 const UNSAVED_MAX: usize = 1_000;
 /// From so many on they are handed over at once: early enough that the next ones find room while the journal syncs.
 const SAVE_AT: usize = 256;
+/// The same for bytes in memory: what is published makes room on a small disk only once the journal has heard of it.
+const SAVE_AT_BYTES: usize = 4 << 20;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 /// Parked events are tried again after 30 s, then twice as long each time, at most an hour: an operator who raised the broker's limit need
@@ -37,6 +39,8 @@ pub(super) struct Books {
     kept: u64,
     saved_cursor: u64,
     saved_at: Instant,
+    /// Bytes of the items settled since then.
+    bytes_settled: usize,
     saving: Option<Saving>,
     /// Settled events that the cursor has not passed yet. They are told together with a cursor that has: after a crash everything behind
     /// the cursor is sent again, and what was counted before would be counted twice.
@@ -61,6 +65,7 @@ impl Books {
             kept: row.progress,
             saved_cursor: row.cursor,
             saved_at: now,
+            bytes_settled: 0,
             saving: None,
             beyond: BTreeMap::new(),
             unkept: HashSet::new(),
@@ -124,7 +129,8 @@ impl Books {
     }
 
     fn settle(&mut self, item: Item, lane: &Arc<str>, outcome: Outcome, at: Timestamp) {
-        let Item { stored, row, parked, .. } = item;
+        let Item { stored, row, parked, bytes, .. } = item;
+        self.bytes_settled += bytes;
         let Stored { sequence, event } = *stored;
         if parked.is_some() {
             self.again.remove(&sequence);
@@ -232,8 +238,9 @@ impl Books {
             Some(_) => {}
             None => {
                 let many = self.next.settled.len() >= SAVE_AT || !self.next.held.is_empty();
+                let many = many || self.bytes_settled >= SAVE_AT_BYTES;
                 let some = !self.next.is_empty() || cursor > self.saved_cursor;
-                if many || some && now.duration_since(self.saved_at) >= SAVE_EVERY {
+                if some && (many || now.duration_since(self.saved_at) >= SAVE_EVERY) {
                     self.save(journal, cursor, now);
                 }
             }
@@ -246,6 +253,7 @@ impl Books {
         progress.cursor = cursor;
         self.saved_cursor = cursor;
         self.saved_at = now;
+        self.bytes_settled = 0;
         let progress = Arc::new(progress);
         let done = Some(journal.record(Arc::clone(&progress)));
         self.saving = Some(Saving { progress, done, again_at: now });
