@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::support::{Brokers, Message, Relay, SECRET, sign, wait_until};
+use crate::support::{Brokers, EVENTS, Message, Relay, SECRET, sign, wait_until};
 
 /// Ends with the tests' process. Its limit lets the largest body of these tests pass with its envelope; Kafka's own, 1 MiB, does not.
 pub static BROKERS: LazyLock<Brokers> =
@@ -72,24 +72,6 @@ const ROWS: [Row; 18] = [
     row("sms.inbound.json", "2a6aa2f3-6b84-8ee9-856b-c7342dfe2406", ["sms", "sms"], None, "2025-01-15T11:00:00Z", None),
     row("sms.outbound.json", "ce54efd2-5c9f-85ce-93e9-1665978f02c0", ["sms", "sms"], None, "2025-01-15T11:05:00Z", None),
     row("test.json", "7a63335e-6bc2-883a-b658-bdf9079161ab", ["test", "test"], Some("test_000000"), "2025-01-15T10:30:00Z", None),
-];
-
-const EVENTS: [&str; 15] = [
-    "incoming_call_start",
-    "incoming_call_start_chain_member_call",
-    "incoming_call_end_chain_member_call",
-    "incoming_call_answer",
-    "incoming_call_end",
-    "outgoing_call_start",
-    "outgoing_call_answer",
-    "outgoing_call_end",
-    "voicemail",
-    "tags",
-    "speech",
-    "summary",
-    "sms",
-    "rating",
-    "test",
 ];
 
 impl Row {

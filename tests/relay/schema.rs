@@ -9,25 +9,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::support::{EXTRA, Relay, odd_bodies, program, succeed, wait_until};
-
-const EVENTS: [&str; 15] = [
-    "incoming_call_start",
-    "incoming_call_start_chain_member_call",
-    "incoming_call_end_chain_member_call",
-    "incoming_call_answer",
-    "incoming_call_end",
-    "outgoing_call_start",
-    "outgoing_call_answer",
-    "outgoing_call_end",
-    "voicemail",
-    "tags",
-    "speech",
-    "summary",
-    "sms",
-    "rating",
-    "test",
-];
+use crate::support::{EVENTS, EXTRA, Relay, odd_bodies, program, succeed, wait_until};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

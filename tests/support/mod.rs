@@ -37,6 +37,25 @@ pub use odd::{EXTRA, Odd, odd_bodies};
 pub use proxy::Proxy;
 pub use relay::{PATH, Relay, SECRET, free_address, program};
 
+/// The fifteen names that SIPSIM documents.
+pub const EVENTS: [&str; 15] = [
+    "incoming_call_start",
+    "incoming_call_start_chain_member_call",
+    "incoming_call_end_chain_member_call",
+    "incoming_call_answer",
+    "incoming_call_end",
+    "outgoing_call_start",
+    "outgoing_call_answer",
+    "outgoing_call_end",
+    "voicemail",
+    "tags",
+    "speech",
+    "summary",
+    "sms",
+    "rating",
+    "test",
+];
+
 /// What SIPSIM puts into `X-Webhook-Signature` (PROTOCOL §1.1), in lower case.
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");

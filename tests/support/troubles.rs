@@ -259,11 +259,7 @@ pub fn fatal_errors(name: &str, count: usize) {
 
 /// RabbitMQ's memory and disk alarms: it takes nothing until they end.
 pub fn alarms(name: &str) {
-    let scene = Scene::prepare(name, "");
-    for kind in KINDS {
-        scene.make_queue(kind, "{}");
-        scene.bind(kind, kind);
-    }
+    let scene = with_queues(name);
     scene.configure(&scene.rabbitmq_output("{event}"), "");
     let scene = scene.up();
     let load = paced(&scene);
@@ -287,13 +283,19 @@ pub fn alarms(name: &str) {
     judge_rabbitmq(&scene, &sent, 0, 0);
 }
 
-/// An exchange that is deleted under load, made anew as another type, and at last as it should be.
-pub fn exchange_gone_and_of_another_type(name: &str) {
+/// A queue for each kind, bound by its name.
+fn with_queues(name: &str) -> Scene {
     let scene = Scene::prepare(name, "");
     for kind in KINDS {
         scene.make_queue(kind, "{}");
         scene.bind(kind, kind);
     }
+    scene
+}
+
+/// An exchange that is deleted under load, made anew as another type, and at last as it should be.
+pub fn exchange_gone_and_of_another_type(name: &str) {
+    let scene = with_queues(name);
     let output = scene.rabbitmq_output("{event}") + "declare = false\n";
     scene.configure(&output, "");
     let scene = scene.up();
@@ -319,11 +321,7 @@ pub fn exchange_gone_and_of_another_type(name: &str) {
 
 /// One routing key that the user may not publish with, until it may; and connections that an operator closes meanwhile.
 pub fn rabbitmq_forbids(name: &str) {
-    let scene = Scene::prepare(name, "");
-    for kind in KINDS {
-        scene.make_queue(kind, "{}");
-        scene.bind(kind, kind);
-    }
+    let scene = with_queues(name);
     let user = &scene.name;
     scene.brokers.ask("PUT", &format!("/api/users/{user}"), r#"{"password":"password","tags":"monitoring"}"#);
     let rights = r#"{"configure":"","write":".*","read":""}"#;
@@ -384,11 +382,7 @@ pub fn too_large_for_rabbitmq(name: &str) {
 
 /// The node's applications stop and start; the process and its port's listener go and come.
 pub fn node_restarted(name: &str) {
-    let scene = Scene::prepare(name, "");
-    for kind in KINDS {
-        scene.make_queue(kind, "{}");
-        scene.bind(kind, kind);
-    }
+    let scene = with_queues(name);
     scene.configure(&scene.rabbitmq_output("{event}"), "");
     let scene = scene.up();
     let load = paced(&scene);
