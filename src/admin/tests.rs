@@ -181,16 +181,7 @@ async fn the_status_is_shown_to_people_and_machines() {
     relay.metrics.accounts.arrived("default", "voicemail", clock::now().minus(Duration::from_secs(7300)));
 
     // How many wait is the journal's to say, not the publisher's.
-    relay.rows.lock().unwrap().push(OutputRow {
-        number: 1,
-        name: "kafka".into(),
-        cursor: 0,
-        progress: 0,
-        removed: false,
-        routes: String::new(),
-        counts: Counts { accepted: 15, pending: 12, parked: 3, ..Counts::default() },
-        spans: Vec::new(),
-    });
+    relay.rows.lock().unwrap().push(kafka(Counts { accepted: 15, pending: 12, parked: 3, ..Counts::default() }));
 
     let answer = relay.ask("GET /api/v1/status").await;
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -251,20 +242,25 @@ async fn the_status_is_shown_to_people_and_machines() {
     assert!(page.contains("<strong>not accepting</strong></p><p>running: the relay is stopping"), "{page}");
 }
 
-#[tokio::test]
-async fn rates_and_the_time_to_full_come_out_of_samples() {
-    let (sources, _) = sources();
-    let start = std::time::Instant::now();
-    let published = |count| OutputRow {
+/// The output `kafka` as the journal has it.
+fn kafka(counts: Counts) -> OutputRow {
+    OutputRow {
         number: 1,
         name: "kafka".into(),
         cursor: 0,
         progress: 0,
         removed: false,
         routes: String::new(),
-        counts: Counts { published: count, pending: 1, ..Counts::default() },
+        counts,
         spans: Vec::new(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn rates_and_the_time_to_full_come_out_of_samples() {
+    let (sources, _) = sources();
+    let start = std::time::Instant::now();
+    let published = |count| kafka(Counts { published: count, pending: 1, ..Counts::default() });
     let (rows, metrics) = (Arc::<Mutex<Vec<OutputRow>>>::default(), Arc::clone(&sources.metrics));
     let shown = Arc::clone(&rows);
     let sources = Sources { rows: Arc::new(move || shown.lock().unwrap().clone()), ..sources };

@@ -12,6 +12,7 @@ mod books;
 pub mod console;
 pub mod encode;
 mod files;
+mod http;
 mod in_flight;
 pub mod kafka;
 mod lane;

@@ -7,20 +7,17 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use crate::config::KafkaSecurity;
+use crate::publish::http::{self, encoded, host_and_port};
 use crate::secret::Secret;
 
 /// For the whole exchange. librdkafka asks again 10 s after a failure, and well before a token ends; deliveries wait meanwhile.
@@ -55,7 +52,7 @@ pub fn fetch(security: &KafkaSecurity) -> Result<Token, String> {
     let mut form = "grant_type=client_credentials".to_owned();
     if let Some(scope) = &security.scope {
         form.push_str("&scope=");
-        form.push_str(&encoded(scope.as_bytes()));
+        form.push_str(&encoded(scope));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -73,24 +70,8 @@ pub fn fetch(security: &KafkaSecurity) -> Result<Token, String> {
 
 /// RFC 6749 §2.3.1: both encoded as in a form, then as HTTP's basic authentication.
 fn authorization(client_id: &str, secret: &Secret) -> Zeroizing<String> {
-    let pair = Zeroizing::new(format!("{}:{}", encoded(client_id.as_bytes()), encoded(secret.expose())));
+    let pair = Zeroizing::new(format!("{}:{}", encoded(client_id), encoded(secret.expose())));
     Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes())))
-}
-
-fn encoded(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
-}
-
-fn host_and_port(uri: &Uri) -> &str {
-    uri.authority().and_then(|authority| authority.as_str().rsplit('@').next()).unwrap_or_default()
 }
 
 async fn exchange(
@@ -99,14 +80,6 @@ async fn exchange(
     form: String,
     ca: Option<&Path>,
 ) -> Result<Token, String> {
-    let host = uri.host().ok_or("names no host")?.trim_matches(['[', ']']).to_owned();
-    let https = match uri.scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return Err("is neither https:// nor http://".to_owned()),
-    };
-    let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("cannot connect: {error}"))?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::post(path)
         .header(HOST, host_and_port(&uri))
@@ -115,14 +88,8 @@ async fn exchange(
         .header(ACCEPT, "application/json")
         .body(Full::new(Bytes::from(form)))
         .map_err(|_| "makes no HTTP request")?;
-    if https {
-        let name = ServerName::try_from(host).map_err(|_| "names no host that TLS can verify")?;
-        let connector = TlsConnector::from(Arc::new(trust(ca)?));
-        let stream = connector.connect(name, stream).await.map_err(|error| format!("TLS failed: {error}"))?;
-        ask(stream, request).await
-    } else {
-        ask(stream, request).await
-    }
+    let (status, body) = http::exchange(&uri, request, || trust(ca), BODY_MAX).await?;
+    token(status, &body)
 }
 
 /// The system's certificates and those of `security.ca_file`: who has a private authority for brokers often has it for tokens too.
@@ -140,29 +107,6 @@ fn trust(ca: Option<&Path>) -> Result<rustls::ClientConfig, String> {
     let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = versions.map_err(|error| format!("TLS cannot be set up: {error}"))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-async fn ask<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Token, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let broken = |error: hyper::Error| format!("the exchange broke off: {error}");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        match Limited::new(response.into_body(), BODY_MAX).collect().await {
-            Ok(body) => Ok((status, body.to_bytes())),
-            Err(error) => Err(format!("the answer cannot be read: {error}")),
-        }
-    };
-    tokio::pin!(exchange);
-    // The connection moves the bytes. Where it ends first, the exchange is over too, or fails at once.
-    let (status, body) = tokio::select! {
-        answer = &mut exchange => answer?,
-        _ = connection => exchange.await?,
-    };
-    token(status, &body)
 }
 
 fn token(status: StatusCode, body: &[u8]) -> Result<Token, String> {

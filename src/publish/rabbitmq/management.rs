@@ -1,25 +1,20 @@
 //! RabbitMQ's management API, as far as `check --live` asks it: an exchange and what is bound to it. Only reads.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, AUTHORIZATION, HOST};
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use crate::config;
+use crate::publish::http::{self, encoded, host_and_port};
 use crate::publish::tls;
 
 /// For one question, connecting included.
@@ -87,14 +82,10 @@ async fn get<T: DeserializeOwned>(url: &str, config: &config::RabbitMq, path: &s
 }
 
 async fn exchange_with(uri: Uri, config: &config::RabbitMq) -> Result<(StatusCode, Bytes), String> {
-    let host = uri.host().ok_or("names no host")?.trim_matches(['[', ']']).to_owned();
-    let https = uri.scheme_str() == Some("https");
-    let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
     let password = config.password.read().map_err(|error| format!("password_file cannot be read: {error}"))?;
     let password = password.as_ref().map_or(&b"guest"[..], |password| password.expose());
     let pair = Zeroizing::new([user(config).as_bytes(), b":", password].concat());
     let basic = Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(&*pair)));
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| format!("cannot connect: {error}"))?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::get(path)
         .header(HOST, host_and_port(&uri))
@@ -102,54 +93,19 @@ async fn exchange_with(uri: Uri, config: &config::RabbitMq) -> Result<(StatusCod
         .header(ACCEPT, "application/json")
         .body(Empty::<Bytes>::new())
         .map_err(|_| "makes no HTTP request")?;
-    if !https {
-        return ask(stream, request).await;
-    }
-    let tls = tls::client(&tls::Files {
-        section: "",
-        ca: config.ca_file.as_deref(),
-        certificate: config.certificate_file.as_deref(),
-        private_key: config.private_key_file.as_deref(),
-    })?;
-    let name = ServerName::try_from(host).map_err(|_| "names no host that TLS can verify")?;
-    let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await;
-    ask(stream.map_err(|error| format!("TLS failed: {error}"))?, request).await
-}
-
-async fn ask<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(StatusCode, Bytes), String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let broken = |error: hyper::Error| format!("the exchange broke off: {error}");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        match Limited::new(response.into_body(), BODY_MAX).collect().await {
-            Ok(body) => Ok((status, body.to_bytes())),
-            Err(error) => Err(format!("the answer cannot be read: {error}")),
-        }
+    let tls = || {
+        tls::client(&tls::Files {
+            section: "",
+            ca: config.ca_file.as_deref(),
+            certificate: config.certificate_file.as_deref(),
+            private_key: config.private_key_file.as_deref(),
+        })
     };
-    tokio::pin!(exchange);
-    // The connection moves the bytes. Where it ends first, the exchange is over too, or fails at once.
-    tokio::select! {
-        answer = &mut exchange => answer,
-        _ = connection => exchange.await,
-    }
+    http::exchange(&uri, request, tls, BODY_MAX).await
 }
 
 fn user(config: &config::RabbitMq) -> &str {
     config.username.as_deref().unwrap_or("guest")
-}
-
-fn host_and_port(uri: &Uri) -> &str {
-    uri.authority().and_then(|authority| authority.as_str().rsplit('@').next()).unwrap_or_default()
-}
-
-/// As one segment of a path.
-fn encoded(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// Whether a topic exchange routes this key by this binding key: `*` is one word, `#` any number of them.
