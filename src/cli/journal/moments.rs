@@ -5,7 +5,7 @@ use std::time::Duration;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, Time, UtcOffset};
 
-use super::super::duration;
+use super::super::arguments::duration;
 use crate::clock::Timestamp;
 
 /// A moment as it was typed, before anybody asked what time it is.
