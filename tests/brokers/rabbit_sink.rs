@@ -80,6 +80,7 @@ async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
     let mut bench = Bench::new("sink-flapping", &url, &url, FieldTable::default()).await;
     let count = 20_000;
     let admin = bench.admin.clone();
+    let mut told = bench.told.subscribe();
     let flapping: JoinHandle<()> = tokio::spawn(async move {
         let name = || "sink-flapping".into();
         loop {
@@ -87,9 +88,11 @@ async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
                 .queue_bind(name(), name(), "flaps".into(), QueueBindOptions::default(), FieldTable::default())
                 .await
                 .unwrap();
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(5..40))).await;
+            let enough = told.borrow().delivered + fastrand::u64(1..1_500);
+            told.wait_for(|told| told.delivered >= enough).await.unwrap();
             admin.queue_unbind(name(), name(), "flaps".into(), FieldTable::default()).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(1..5))).await;
+            let failed = told.borrow().failed;
+            told.wait_for(|told| told.failed > failed).await.unwrap();
         }
     });
     let delivered = bench.deliver("flaps", count).await;
@@ -128,9 +131,10 @@ async fn a_cut_line_fails_each_open_record_once_and_comes_back() {
     };
     let mut bench = Bench::new("sink-cut", &proxied, &url, FieldTable::default()).await;
     bench.bind("cut").await;
+    let mut told = bench.told.subscribe();
     let cutting = tokio::spawn(async move {
-        for _ in 0..5 {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+        for cut in 1..=5 {
+            told.wait_for(|told| told.delivered >= cut * 3_000).await.unwrap();
             cuts.send(()).unwrap();
         }
         // The proxy's own sender keeps this open.

@@ -16,6 +16,7 @@ use sipsim_relay::config::{OutputName, RabbitMq as Settings, Routes};
 use sipsim_relay::publish::rabbitmq::RabbitMq;
 use sipsim_relay::publish::{PublishError, Record, Report, Sink};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::support::{Brokers, free_address};
@@ -129,6 +130,15 @@ pub struct Bench {
     pub exchange: String,
     pub sink: RabbitMq,
     pub reports: UnboundedReceiver<Report>,
+    /// How far [`Self::deliver`] has come, for whoever does things to the broker meanwhile.
+    pub told: watch::Sender<Told>,
+}
+
+/// Reports so far.
+#[derive(Clone, Copy, Default)]
+pub struct Told {
+    pub delivered: u64,
+    pub failed: u64,
 }
 
 impl Bench {
@@ -141,7 +151,14 @@ impl Bench {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         admin.queue_declare(exchange.into(), options, queue).await.unwrap();
         let (sink, said) = sink(settings(sink_url, exchange));
-        let mut bench = Self { _connection: connection, admin, exchange: exchange.to_owned(), sink, reports: said };
+        let mut bench = Self {
+            _connection: connection,
+            admin,
+            exchange: exchange.to_owned(),
+            sink,
+            reports: said,
+            told: watch::Sender::default(),
+        };
         // It declared the exchange, which did not exist.
         assert!(matches!(bench.next().await, Report::Connected));
         bench
@@ -203,6 +220,11 @@ impl Bench {
         while !output.is_done() {
             output.send(&mut self.sink);
             let report = self.next().await;
+            self.told.send_modify(|told| match report {
+                Report::Delivered { .. } => told.delivered += 1,
+                Report::Failed { .. } => told.failed += 1,
+                _ => {}
+            });
             output.hear(report);
         }
         output.delivered
