@@ -84,8 +84,7 @@ pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
     if let Some(why) = misplaced(journal) {
         return Err(OpenError::Misplaced(why));
     }
-    let folder = folder(journal);
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io_error(folder, error))?;
+    make_folder(journal).map_err(|error| io_error(folder(journal), error))?;
     let path = journal.with_extension("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -99,6 +98,28 @@ pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(path)),
         Err(error) => Err(io_error(&path, error.into())),
     }
+}
+
+/// Makes the journal's folder (0700) if it is missing, and syncs the entry of each that it makes: else a power cut could take the folder, and with it
+/// events that were promised. What is in the folder SQLite syncs.
+fn make_folder(journal: &Path) -> io::Result<()> {
+    let folder_of_journal = folder(journal);
+    let missing: Vec<&Path> =
+        folder_of_journal.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder_of_journal)?;
+    for made in &missing {
+        File::open(folder(made))?.sync_all()?;
+    }
+    // Perhaps made a moment ago by a start that came no further.
+    if missing.is_empty() && !journal.exists() {
+        match File::open(folder(folder_of_journal)) {
+            Ok(above) => above.sync_all()?,
+            // Ours would not be in a folder that we may not look into.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// After how many bytes the write-ahead log is to be checkpointed.

@@ -277,7 +277,11 @@ impl Writer {
 
 /// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again.
 fn prove(db: &Connection) -> rusqlite::Result<()> {
-    db.execute("UPDATE meta SET value = value WHERE name = 'sequence_floor'", [])?;
+    // A value that changes: of an update that changes none SQLite writes nothing, and then syncs nothing, and the disk was not asked.
+    db.execute(
+        "INSERT INTO meta (name, value) VALUES ('probes', '1') ON CONFLICT DO UPDATE SET value = value + 1",
+        [],
+    )?;
     let (busy, log, done): (i64, i64, i64) =
         db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if busy != 0 {
@@ -382,5 +386,25 @@ fn refuse(group: &mut Group, error: AppendError) {
     refuse_appends(group, error);
     for (_, reply) in group.progress.drain(..) {
         let _ = reply.send(Err(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_writes_to_the_disk_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let lock = file::lock(&path).unwrap();
+        let db = file::open(&path, 1 << 30, &lock, clock::now()).unwrap();
+        for time in 1..=3 {
+            db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+            let log = || std::fs::metadata(file::with_suffix(&path, "-wal")).unwrap().len();
+            assert_eq!(log(), 0);
+            prove(&db).unwrap();
+            assert!(log() > 0, "nothing was written, time {time}");
+        }
     }
 }

@@ -322,9 +322,10 @@ impl Lane {
         (rest, parked)
     }
 
-    /// Items in flight that have no row yet.
+    /// Items in flight that have no row yet, and those that failed and wait for them: a lane may wait long.
     pub fn open_without_row(&mut self) -> impl Iterator<Item = &mut Item> {
-        self.open.iter_mut().filter(|item| !item.row && item.parked.is_none())
+        let all = self.open.iter_mut().chain(&mut self.failed);
+        all.filter(|item| !item.row && item.parked.is_none())
     }
 
     /// Takes out those that were given up, as far as they are not in flight.
@@ -358,5 +359,28 @@ fn gravity(error: &PublishError) -> u8 {
         (Disposition::Retry, _) => 3,
         (Disposition::Park, _) => 2,
         (Disposition::RetryAlone, _) => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authenticate::Verified;
+    use crate::normalize::normalize;
+
+    #[test]
+    fn a_failed_event_does_not_keep_the_cursor_while_its_lane_waits_for_the_others() {
+        let start = Instant::now();
+        let mut lane = Lane::new("topic".into(), start);
+        lane.proven = true;
+        for sequence in [1, 2] {
+            let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
+            lane.push(Item::new(Box::new(Stored { sequence, event }), false, None));
+            assert!(lane.next(start).is_some());
+        }
+        assert!(matches!(lane.failed(2, PublishError::Nack, start), Some(Verdict::Again)));
+        // Nothing is heard of 1 any more.
+        assert!(lane.is_stuck(start + STALLED_AFTER));
+        assert_eq!(lane.open_without_row().map(|item| item.sequence()).collect::<Vec<_>>(), [1, 2]);
     }
 }

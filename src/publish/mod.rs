@@ -109,6 +109,8 @@ pub enum PublishError {
     // The record's: park it, once it has failed alone.
     TooLarge,
     Rejected(String),
+    /// Its envelope cannot be made, by a fault in the relay itself. No broker saw it, so it is no failure to publish.
+    NoEnvelope,
 }
 
 /// Who acts next after a failure.
@@ -134,7 +136,7 @@ impl PublishError {
             Self::TopicMissing | Self::Forbidden | Self::Unroutable | Self::NotEnoughReplicas | Self::Nack => {
                 Disposition::Hold
             }
-            Self::TooLarge | Self::Rejected(_) => Disposition::Park,
+            Self::TooLarge | Self::Rejected(_) | Self::NoEnvelope => Disposition::Park,
         }
     }
 
@@ -153,6 +155,7 @@ impl PublishError {
             Self::Nack => "nack",
             Self::TooLarge => "too_large",
             Self::Rejected(_) => "rejected",
+            Self::NoEnvelope => "other",
         }
     }
 }

@@ -14,17 +14,16 @@ mod outcomes;
 mod reading;
 
 use super::books::{Books, UNSAVED_MAX};
-use super::encode::Encoder;
 use super::lane::Lane;
 use super::replay::Replays;
 use super::routes::Router;
 use super::sequences::SequenceMap;
 use super::series::Series;
 use super::window::Window;
-use super::{Outputs, PublishError, Report, Sink};
+use super::{Outputs, PublishError, Record, Report, Sink};
 use crate::clock;
 use crate::config::OutputName;
-use crate::journal::{Journal, OutputRow, Read, Reader};
+use crate::journal::{Journal, OutputRow, Read, Reader, Stored};
 use crate::metrics::Metrics;
 
 /// In memory at one output, in flight or about to be (DESIGN §7).
@@ -52,6 +51,9 @@ pub(super) enum Ended {
     JournalReplaced,
 }
 
+/// Makes the record of an event for a lane; true: for what `journal replay` sends.
+pub(super) type Encode = Box<dyn Fn(Arc<str>, &Stored, bool) -> Record + Send>;
+
 /// What an output is made of.
 pub(super) struct Parts {
     pub name: OutputName,
@@ -59,7 +61,9 @@ pub(super) struct Parts {
     pub sink: Box<dyn Sink>,
     pub reports: UnboundedReceiver<Report>,
     pub journal: Journal,
-    pub encoder: Encoder,
+    /// Of the journal that `row` is of.
+    pub journal_id: Arc<str>,
+    pub encode: Encode,
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub status: Outputs,
@@ -76,7 +80,7 @@ pub(super) struct Output {
     pub(super) journal: Journal,
     journal_id: Arc<str>,
     pub(super) reader: Reader,
-    pub(super) encoder: Encoder,
+    pub(super) encode: Encode,
     pub(super) router: Router,
     pub(super) metrics: Arc<Metrics>,
     series: Series,
@@ -109,10 +113,9 @@ pub(super) struct Output {
 impl Output {
     pub fn new(parts: Parts) -> Self {
         let now = Instant::now();
-        let Parts { name, row, sink, reports, journal, encoder, router, metrics, status, stop } = parts;
+        let Parts { name, row, sink, reports, journal, journal_id, encode, router, metrics, status, stop } = parts;
         Self {
             number: row.number,
-            journal_id: journal.id(),
             reader: Reader::new(journal.path()),
             connected: false,
             stalled: false,
@@ -125,7 +128,8 @@ impl Output {
             ahead: VecDeque::new(),
             walked_through: row.cursor,
             rows_beyond: HashSet::new(),
-            books: Books::new(journal.id(), &row, now),
+            books: Books::new(Arc::clone(&journal_id), &row, now),
+            journal_id,
             given_up: HashSet::new(),
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
@@ -136,7 +140,7 @@ impl Output {
             sink,
             reports,
             journal,
-            encoder,
+            encode,
             router,
             metrics,
             status,
@@ -232,14 +236,12 @@ impl Output {
         while self.connected && self.may_send() {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
-            // Pure work on one event: what is wrong with it must not stop the others.
-            let record =
-                catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &item.stored, false)));
+            let record = record(&self.encode, Arc::clone(&topic), &item.stored, false);
             worked = true;
             self.open.insert(sequence, lane);
             match record {
                 Ok(record) => self.sink.send(record),
-                Err(_) => self.failed(sequence, PublishError::Rejected("the envelope could not be made".into()), now),
+                Err(error) => self.failed(sequence, error, now),
             }
         }
         worked
@@ -303,6 +305,11 @@ impl Output {
     }
 }
 
+/// Pure work on one event: what is wrong with it must not stop the others.
+pub(super) fn record(encode: &Encode, lane: Arc<str>, stored: &Stored, replayed: bool) -> Result<Record, PublishError> {
+    catch_unwind(AssertUnwindSafe(|| encode(lane, stored, replayed))).map_err(|_| PublishError::NoEnvelope)
+}
+
 /// What was shown of its topics ends with it; another one begins anew.
 impl Drop for Output {
     fn drop(&mut self) {
@@ -313,3 +320,6 @@ impl Drop for Output {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -20,11 +20,13 @@ use super::routes::Router;
 use super::{Outputs, Reports, Sink};
 use crate::clock;
 use crate::config::{self, Config, Mode, OutputKind, Routes};
-use crate::journal::{Journal, OutputRow};
+use crate::journal::{Journal, OutputRow, Progress};
 use crate::metrics::Metrics;
 
 /// How soon an output that could not begin, or that panicked, begins again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How soon a journal that does not say where an output stands is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where the console output writes: asked anew each time the output begins.
 pub type ConsoleWriter = Arc<dyn Fn() -> Box<dyn Write + Send> + Send + Sync>;
@@ -144,14 +146,15 @@ impl One {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
         runtime.block_on(async {
-            let Some(row) = self.row().await else { return Ok(Ended::Stopped) };
+            let place = place(&self.journal, self.output.name.as_str(), self.stop.clone());
+            let Some((journal_id, row)) = place.await else { return Ok(Ended::Stopped) };
             let (reports, inbox) = unbounded_channel();
             let (sink, routes, mode) = self.sink(reports)?;
             let encoder = Encoder {
                 mode,
                 source: self.source.clone(),
                 relay: self.instance.clone(),
-                journal_id: self.journal.id().to_string(),
+                journal_id: journal_id.to_string(),
             };
             let output = Output::new(Parts {
                 name: self.output.name.clone(),
@@ -159,7 +162,8 @@ impl One {
                 sink,
                 reports: inbox,
                 journal: self.journal.clone(),
-                encoder,
+                journal_id,
+                encode: Box::new(move |lane, stored, replayed| encoder.record(lane, stored, replayed)),
                 router: Router::new(routes),
                 metrics: Arc::clone(&self.metrics),
                 status: self.status.clone(),
@@ -167,24 +171,6 @@ impl One {
             });
             Ok(output.run().await)
         })
-    }
-
-    /// The output's place in the journal, once that is open; `None` if it was told to stop before.
-    async fn row(&self) -> Option<OutputRow> {
-        let mut health = self.journal.health_changes();
-        let mut stop = self.stop.clone();
-        loop {
-            if stop.borrow_and_update().is_some() {
-                return None;
-            }
-            if let Some(row) = self.journal.outputs().into_iter().find(|row| row.name == self.output.name.as_str()) {
-                return Some(row);
-            }
-            tokio::select! {
-                changed = health.changed() => changed.ok()?,
-                changed = stop.changed() => changed.ok()?,
-            }
-        }
     }
 
     fn sink(&self, reports: Reports) -> Result<(Box<dyn Sink>, Routes, Mode), String> {
@@ -202,5 +188,73 @@ impl One {
                 (Box::new(Console::new((self.console)(), reports)), routes, Mode::Structured)
             }
         })
+    }
+}
+
+/// The output's place in the journal, and that journal's id, once it is open; `None` if it was told to stop before.
+async fn place(
+    journal: &Journal,
+    output: &str,
+    mut stop: watch::Receiver<Option<Instant>>,
+) -> Option<(Arc<str>, OutputRow)> {
+    let mut health = journal.health_changes();
+    let row = || journal.outputs().into_iter().find(|row| row.name == output);
+    while stop.borrow_and_update().is_none() {
+        let id = journal.id();
+        let Some(shown) = row() else {
+            tokio::select! {
+                changed = health.changed() => changed.ok()?,
+                changed = stop.changed() => changed.ok()?,
+            }
+            continue;
+        };
+        // What this output handed over before it began anew may still wait for the disk, and its numbers must not be given twice: the later of
+        // two with one number would count as kept, and the cursor pass what only that one gave rows. And the file may have been replaced between
+        // two looks. A progress that says nothing is answered behind all others, and only if the file and the output in it are these.
+        let nothing = Progress::new(Arc::clone(&id), shown.number, 0);
+        let answered = tokio::select! {
+            answer = journal.record(Arc::new(nothing)) => matches!(answer, Ok(Ok(()))),
+            changed = stop.changed() => { changed.ok()?; false }
+        };
+        match row() {
+            Some(row) if answered && *journal.id() == *id => return Some((id, row)),
+            _ => tokio::time::sleep(ASK_AGAIN).await,
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::output::tests::{journal, take_in};
+
+    #[tokio::test]
+    async fn an_output_that_begins_anew_waits_for_what_it_said_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, writer) = journal(folder.path()).await;
+        take_in(&journal, &["one"]).await;
+        let (_stop, stopped) = watch::channel(None);
+        let (id, row) = place(&journal, "console", stopped.clone()).await.unwrap();
+        // The writer waits for its turn, and so does this.
+        let db = rusqlite::Connection::open(journal.path()).unwrap();
+        db.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut said = Progress::new(id, row.number, row.progress + 1);
+        said.cursor = 1;
+        let _kept = journal.record(Arc::new(said));
+        let mut anew = Box::pin(place(&journal, "console", stopped));
+        let at_once = tokio::select! {
+            biased;
+            place = &mut anew => Some(place),
+            () = std::future::ready(()) => None,
+        };
+        db.execute_batch("ROLLBACK").unwrap();
+        let (_, anew) = match at_once {
+            Some(place) => place,
+            None => anew.await,
+        }
+        .unwrap();
+        assert_eq!((anew.progress, anew.cursor), (row.progress + 1, 1));
+        writer.stop();
     }
 }

@@ -2,13 +2,12 @@
 //! that wait for their end: they are no debt, so they hold up nothing, count in no ledger, and keep no order among new events.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::output::Output;
+use super::output::{Output, record};
 use super::{Disposition, Place, PublishError};
 use crate::journal::{Outcome, Read, Stored};
 
@@ -66,10 +65,13 @@ impl Output {
             if held || self.open.contains_key(&stored.sequence) {
                 continue; // The next walk finds it again.
             }
-            let record = catch_unwind(AssertUnwindSafe(|| self.encoder.record(Arc::clone(&topic), &stored, true)));
-            let Ok(record) = record else { continue };
-            self.replays.open.insert(stored.sequence, (stored, topic));
-            self.sink.send(record);
+            let sequence = stored.sequence;
+            let record = record(&self.encode, Arc::clone(&topic), &stored, true);
+            self.replays.open.insert(sequence, (stored, topic));
+            match record {
+                Ok(record) => self.sink.send(record),
+                Err(error) => self.replay_ended(sequence, Err(error), now),
+            }
             sent = true;
         }
         sent
@@ -86,7 +88,7 @@ impl Output {
             Err(error) if error.disposition() == Disposition::Park => {
                 self.count_failure(&error);
                 let reason = error.reason();
-                warn!(output = %self.name, topic = %topic, event.sequence = sequence, reason, "an event is not sent again, the broker does not take it");
+                warn!(output = %self.name, topic = %topic, event.sequence = sequence, reason, "an event is not sent again, it can never be");
                 self.books.replayed(&stored, &topic, Outcome::NotReplayed { reason });
             }
             Err(error) => {

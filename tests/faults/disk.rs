@@ -79,6 +79,30 @@ fn a_disk_that_fails_at_the_start_delays_accepting_and_nothing_else() {
     scene.judge(FAULTS.len() * 2 * 1_000);
 }
 
+/// All of the log is in the file already then, so that its checkpoint asks nothing of the disk.
+#[test]
+fn a_disk_that_still_fails_is_not_believed_because_there_is_nothing_to_write() {
+    let mut scene = Alone::prepare("");
+    for (what, knobs) in [FAULTS[0], FAULTS[3]] {
+        eprintln!("-- {what}");
+        scene.relay.run(); // Which checkpoints whatever there is.
+        wait_until("the relay to be ready", LONG, || scene.is_ready());
+        set(&scene, knobs);
+        let before = scene.relay.stderr().len();
+        let body = scene.body();
+        assert_eq!(scene.relay.post(body.as_bytes()).status, 503);
+        wait_until("it to be tried in vain", LONG, || {
+            scene.relay.stderr()[before..].contains("the journal cannot be opened")
+        });
+        scene.assert_refuses();
+        assert!(!scene.relay.stderr()[before..].contains("the journal takes events again"), "{what}: it was believed");
+        clear(&scene, knobs);
+        scene.assert_back();
+        scene.drained();
+        scene.relay.terminate(LONG);
+    }
+}
+
 #[test]
 fn single_errors_here_and_there_promise_nothing_and_a_kill_among_them_loses_nothing() {
     let mut scene = Alone::prepare("[journal]\nsize_max = \"32 MiB\"\nfree_min = \"0\"\n");

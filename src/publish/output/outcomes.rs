@@ -62,14 +62,18 @@ impl Output {
     }
 
     fn park(&mut self, lane: usize, item: Item, error: &PublishError) {
-        let (reason, detail) = match error {
-            PublishError::Rejected(text) => ("rejected", text.clone()),
-            error => (error.reason(), String::new()),
+        let reason = error.reason();
+        let (why, detail) = match error {
+            PublishError::Rejected(text) => ("the broker does not take it", text.clone()),
+            PublishError::NoEnvelope => {
+                ("its envelope cannot be made", "a fault in the relay itself; please report it".to_owned())
+            }
+            _ => ("the broker does not take it", String::new()),
         };
         let lane = &self.lanes[lane];
         error!(
             output = %self.name, topic = %lane.topic, event.id = %item.stored.event.id, event.sequence = item.sequence(), reason,
-            "an event is parked, the broker does not take it: {detail}"
+            "an event is parked, {why}: {detail}"
         );
         self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), reason]).inc();
         let seen = format!("an event of {} is parked, {reason}: {detail}", lane.topic);
@@ -81,7 +85,7 @@ impl Output {
     }
 
     pub(in crate::publish) fn count_failure(&self, error: &PublishError) {
-        if *error != PublishError::Withdrawn {
+        if !matches!(error, PublishError::Withdrawn | PublishError::NoEnvelope) {
             self.metrics.publish.failures.with_label_values(&[self.name.as_str(), error.reason()]).inc();
         }
     }

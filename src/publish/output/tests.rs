@@ -1,0 +1,102 @@
+//! An output between a real journal and a broker that takes all it is given.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::*;
+use crate::authenticate::Verified;
+use crate::config::{Config, Mode, Routes};
+use crate::journal::{Options, Writer};
+use crate::normalize::normalize;
+use crate::publish::Place;
+use crate::publish::encode::Encoder;
+
+/// A journal for the one output `console`, once it is open.
+pub(in crate::publish) async fn journal(folder: &Path) -> (Journal, Writer) {
+    let mut config = Config::defaults().journal;
+    config.path = folder.join("journal.db");
+    let options = Options {
+        config,
+        outputs: vec![OutputName::new("console").unwrap()],
+        discard: Vec::new(),
+        tolerance_max: Duration::from_secs(300),
+        set_aside: false,
+    };
+    let (journal, writer) = Journal::open(options, Metrics::new(&Config::defaults())).unwrap();
+    journal.health_changes().wait_for(|health| *health == crate::journal::Health::Ready).await.unwrap();
+    (journal, writer)
+}
+
+/// Keeps an event for each body, in this order: they are numbered from 1.
+pub(in crate::publish) async fn take_in(journal: &Journal, bodies: &[&str]) {
+    for body in bodies {
+        let event = normalize(Verified::for_test("default", 1_736_937_000, body.as_bytes()), &[]);
+        let _ = journal.append(event).await.unwrap();
+    }
+}
+
+/// Takes each record, notes its payload, and confirms it.
+struct Broker {
+    reports: UnboundedSender<Report>,
+    taken: UnboundedSender<String>,
+}
+
+impl Sink for Broker {
+    fn send(&mut self, record: Record) {
+        self.taken.send(String::from_utf8(record.payload).unwrap()).unwrap();
+        self.reports.send(Report::Delivered { sequence: record.sequence, place: Place::Confirmed }).unwrap();
+    }
+}
+
+/// Publishes what is in the journal, and gives what the broker got.
+async fn publish(journal: &Journal, encode: Encode) -> Vec<String> {
+    let (reports, inbox) = unbounded_channel();
+    let (taken, mut payloads) = unbounded_channel();
+    reports.send(Report::Connected).unwrap();
+    let (_stop, stopped) = watch::channel(Some(Instant::now() + Duration::from_secs(60)));
+    let output = Output::new(Parts {
+        name: OutputName::new("console").unwrap(),
+        row: journal.outputs().remove(0),
+        sink: Box::new(Broker { reports, taken }),
+        reports: inbox,
+        journal: journal.clone(),
+        journal_id: journal.id(),
+        encode,
+        router: Router::new(Routes { template: "console".into(), by_event: Default::default() }),
+        metrics: Metrics::new(&Config::defaults()),
+        status: Outputs::default(),
+        stop: stopped,
+    });
+    assert_eq!(output.run().await, Ended::Stopped);
+    let mut all = Vec::new();
+    while let Ok(payload) = payloads.try_recv() {
+        all.push(payload);
+    }
+    all
+}
+
+#[tokio::test]
+async fn an_event_whose_encoding_panics_is_parked_and_the_others_are_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, writer) = journal(folder.path()).await;
+    take_in(&journal, &["one", "two", "three", "four", "five"]).await;
+    let encoder =
+        Encoder { mode: Mode::Binary, source: String::new(), relay: String::new(), journal_id: String::new() };
+    let encode: Encode = Box::new(move |lane, stored, replayed| {
+        assert_ne!(&stored.event.body[..], b"three", "on purpose, by a test");
+        encoder.record(lane, stored, replayed)
+    });
+    assert_eq!(publish(&journal, encode).await, ["one", "two", "four", "five"]);
+    let row = journal.outputs().remove(0);
+    assert_eq!((row.cursor, row.counts.published, row.counts.pending, row.counts.parked), (5, 4, 0, 1));
+    writer.stop();
+    let db = rusqlite::Connection::open(journal.path()).unwrap();
+    let parked: (i64, String) = db
+        .query_row("SELECT sequence, reason FROM apart WHERE state = 'parked'", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(parked, (3, "other".to_owned()));
+}
