@@ -92,7 +92,9 @@ pub fn cases(files: &Files, doors: &Doors, tokens: SocketAddr, traps: [SocketAdd
         rabbitmq(files, "r-password", amqps.clone(), User("rolling", ""), None),
         rabbitmq(files, "r-certificate", amqps.clone(), Certified, None),
         rabbitmq(files, "r-wrong-password", amqps.clone(), User("relay", ""), Some("username or password is wrong")),
-        rabbitmq(files, "r-unknown-ca", amqps, User("relay", ""), Some(untrusted)),
+        rabbitmq(files, "r-unknown-ca", amqps.clone(), User("relay", ""), Some(untrusted)),
+        // RabbitMQ returns it whole, and lapin logs what is returned; the canaries in it must not get out.
+        rabbitmq(files, "r-unbound", amqps, User("relay", ""), Some("no queue is bound for its routing key")),
         rabbitmq(files, "r-wrong-host", by_name(doors.amqps), User("relay", ""), Some(host)),
         rabbitmq(files, "r-no-tls", plain_amqp, User("relay", ""), Some("no TLS is spoken there")),
         rabbitmq(files, "r-trap", trapped[1].clone(), User("relay", ""), Some("the broker is away")),
