@@ -121,6 +121,14 @@ impl Brokers {
         succeed(&mut command, LIMIT);
     }
 
+    /// Gives users these passwords for SCRAM-SHA-256 and -512.
+    pub fn kafka_passwords(&self, users: &[(&str, &str)]) {
+        let mut command = script("python");
+        command.arg(tool("kafka_passwords.py")).args(["--brokers", self.kafka()]);
+        command.args(users.iter().map(|(user, password)| format!("{user}={password}")));
+        succeed(&mut command, LIMIT);
+    }
+
     pub fn delete_topics(&self, topics: &[&str]) {
         self.admin(async |admin| admin.delete_topics(topics, &AdminOptions::new()).await);
     }
