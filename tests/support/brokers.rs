@@ -167,6 +167,18 @@ impl Brokers {
         answer
     }
 
+    /// What the broker took into a topic that was deleted since, as its files have it: Kafka renames them, and removes them later.
+    pub fn deleted_topic(&self, topic: &str) -> String {
+        let data = fs::read_dir(self.folder.path().join("kafka/data")).expect("Kafka's data");
+        let folders = data.filter_map(Result::ok).filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(&format!("{topic}-")) && name.ends_with("-delete")
+        });
+        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).expect("its files").filter_map(Result::ok));
+        let logs = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "log"));
+        logs.map(|path| String::from_utf8_lossy(&fs::read(path).expect("a log")).into_owned()).collect()
+    }
+
     fn admin(&self, order: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> KafkaResult<Vec<TopicResult>>) {
         let mut config = ClientConfig::new();
         let admin: AdminClient<_> = config.set("bootstrap.servers", self.kafka()).create().expect("an admin client");
