@@ -41,7 +41,7 @@ bench: build-needs ## measures a release build beside its floor and bare clients
 
 .PHONY: status-page
 # Apart from `make test`, since Chromium is 350 MB of packages; the page's text and policy are in the unit tests.
-status-page: build-needs ## the status page in a real Chromium, well and in three kinds of trouble; leaves pictures in target/status-page
+status-page: build-needs ## the status page in a real Chromium, well and in four kinds of trouble; leaves pictures in target/status-page
 	scripts/need chromium:chromium chromedriver:chromium-driver
 	cargo build --locked
 	scripts/python tests/tools/status_page.py target/debug/sipsim-relay target/status-page
@@ -59,6 +59,6 @@ check-kubernetes: ## the chart on a real Kubernetes API server: installed, upgra
 	scripts/check-kubernetes
 
 # ROLLOUT_ROUNDS and ROLLOUT_DELAY (seconds of shutdown.delay and of shutdown.drain) make it longer or shorter.
-rollout: build-needs ## three relays behind a real HAProxy, restarted, killed, scaled, while the broker is away: the long form, six minutes
+rollout: build-needs ## three relays behind a real HAProxy, restarted, killed, scaled, while the broker is away: the long form, ten minutes
 	scripts/brokers fetch all
-	ROLLOUT_ROUNDS=$${ROLLOUT_ROUNDS:-3} ROLLOUT_DELAY=$${ROLLOUT_DELAY:-5} cargo test --locked --test rollout -- --nocapture
+	ROLLOUT_ROUNDS=$${ROLLOUT_ROUNDS:-3} ROLLOUT_DELAY=$${ROLLOUT_DELAY:-5} cargo test --locked --test rollout -- --nocapture --test-threads 1

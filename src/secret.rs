@@ -56,3 +56,19 @@ impl PasswordSource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zeroize::ZeroizeOnDrop;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_wiped_when_dropped_and_cannot_be_shown() {
+        fn is_wiped(_: &impl ZeroizeOnDrop) {}
+        let secret = Secret::new(b"canary".to_vec());
+        is_wiped(&secret.0);
+        let source = PasswordSource { file: None, environment: Some(secret) };
+        assert_eq!(format!("{source:?}"), "PasswordSource { file: None, environment: Some(Secret(..)) }");
+    }
+}

@@ -153,6 +153,8 @@ pub(super) fn open_reader(journal: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open_with_flags(journal, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     db.pragma_update(None, "query_only", true)?;
+    // Otherwise SQLite prepares a statement anew whenever its LIMIT is bound, in case another plan were better for that number.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.set_prepared_statement_cache_capacity(64);
     // What a crash left in the write-ahead log is the writer's to recover.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;

@@ -23,6 +23,10 @@ pub struct Inspector {
     has_given_up: bool,
 }
 
+/// After so many numbers that cannot be read, none of them between two that can, the file is taken to end: ten times what an inner page of
+/// the table leads to. Some seconds.
+const UNREADABLE_IN_A_ROW_MAX: u64 = 100_000;
+
 /// Bytes, as the metrics of the same names have them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -51,6 +55,16 @@ pub struct Head {
     pub id: [u8; 16],
     pub name: String,
     pub subject: Option<String>,
+}
+
+/// What [`Inspector::heads_that_can_be_read`] found.
+#[derive(Debug, Default)]
+pub struct Saved {
+    pub heads: Vec<Head>,
+    /// The numbers of events on pages that cannot be read; at the file's end only the first of them, as the others are not known.
+    pub unreadable: Vec<u64>,
+    /// Go on behind this one; `None` at the end.
+    pub looked_through: Option<u64>,
 }
 
 /// A row of `apart`: held, parked, or waiting to be sent again.
@@ -97,6 +111,11 @@ pub struct TrailEntry {
 pub fn is_held(journal: &Path) -> bool {
     let Ok(lock) = File::open(journal.with_extension("lock")) else { return false };
     matches!(flock(&lock, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+}
+
+/// The file's content is wrong there, and no waiting mends it.
+pub fn is_damaged(error: &rusqlite::Error) -> bool {
+    file::is_corrupt(error)
 }
 
 impl Inspector {
@@ -193,6 +212,46 @@ impl Inspector {
         )?;
         let rows = select.query_map(params![after as i64, number(through), limit], |row| head(row, 0))?;
         rows.collect()
+    }
+
+    /// As [`Inspector::heads`], also of a damaged file: what lies on a page that SQLite cannot read is left out and named.
+    pub fn heads_that_can_be_read(&self, after: u64, limit: usize) -> rusqlite::Result<Saved> {
+        match self.heads(after, u64::MAX, limit) {
+            Ok(heads) => {
+                let looked_through = heads.last().map(|head| head.sequence);
+                Ok(Saved { heads, looked_through, ..Saved::default() })
+            }
+            Err(error) if is_damaged(&error) => self.heads_one_by_one(after, limit),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn heads_one_by_one(&self, after: u64, limit: usize) -> rusqlite::Result<Saved> {
+        let newest = match self.extent() {
+            Ok(extent) => extent.newest,
+            Err(error) if is_damaged(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let mut saved = Saved::default();
+        // Where the last page is among the damaged nobody knows what the newest is.
+        let end = newest.unwrap_or(after + UNREADABLE_IN_A_ROW_MAX);
+        for sequence in after + 1..=end {
+            match self.heads(sequence - 1, sequence, 1) {
+                Ok(heads) => saved.heads.extend(heads),
+                Err(error) if is_damaged(&error) => saved.unreadable.push(sequence),
+                Err(error) => return Err(error),
+            }
+            saved.looked_through = Some(sequence);
+            if saved.heads.len() == limit {
+                break;
+            }
+        }
+        if newest.is_none() && saved.heads.is_empty() {
+            // Most of these numbers were never given to an event.
+            saved.unreadable.truncate(1);
+            saved.looked_through = None;
+        }
+        Ok(saved)
     }
 
     /// What stands apart of the events behind `after` and up to `through`.

@@ -12,10 +12,10 @@ use super::lane::Item;
 use crate::clock::{self, Timestamp};
 use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement, Stored};
 
-/// Settled events that the cursor may be behind (DESIGN §7): what a crash sends twice beside what was in flight.
-const UNSAVED_MAX: usize = 1_000;
-/// From so many on they are handed over at once: early enough that the next ones find room while the journal syncs.
-const SAVE_AT: usize = 256;
+/// Settled events by which the cursor may lag (DESIGN §7): what a crash sends twice beside what was in flight.
+pub(super) const UNSAVED_MAX: usize = 1_000;
+/// From so many on they are handed over at once. Fewer would make more commits, each with its sync.
+const SAVE_AT: usize = 500;
 /// The same for bytes in memory: what is published makes room on a small disk only once the journal has heard of it.
 const SAVE_AT_BYTES: usize = 4 << 20;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -222,11 +222,14 @@ impl Books {
         self.next.routes = Some(routes.to_owned());
     }
 
-    /// Whether more may be sent or given rows: what is not yet kept is bounded, and so is the work of one commit, which requests wait for.
-    /// What waits for the cursor is bounded by the window.
+    /// Settled events that the journal does not have yet.
+    pub fn unsaved(&self) -> usize {
+        self.next.settled.len() + self.saving.as_ref().map_or(0, |saving| saving.progress.settled.len())
+    }
+
+    /// Whether more events may be given rows: the work of one commit is bounded, since requests wait for it.
     pub fn has_room(&self) -> bool {
-        let saving = self.saving.as_ref().map_or(0, |saving| saving.progress.settled.len());
-        self.next.settled.len() + saving < UNSAVED_MAX && self.next.held.len() < UNSAVED_MAX
+        self.next.held.len() < UNSAVED_MAX
     }
 
     pub fn save_if_due(&mut self, journal: &Journal, cursor: u64, now: Instant) {

@@ -75,6 +75,11 @@ pub enum Report {
     },
 }
 
+/// Without control characters, at most 200 characters: for the log and the status page.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
+}
+
 /// Where a record lies now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

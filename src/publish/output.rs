@@ -13,7 +13,7 @@ mod looking;
 mod outcomes;
 mod reading;
 
-use super::books::Books;
+use super::books::{Books, UNSAVED_MAX};
 use super::lane::Lane;
 use super::replay::Replays;
 use super::routes::Router;
@@ -223,11 +223,17 @@ impl Output {
         self.in_memory < EVENTS_MAX && self.bytes_in_memory < BYTES_MAX
     }
 
+    /// What a crash would send twice is bounded: what is in flight, or published and not yet kept. As one sum, so that a journal which is
+    /// slow to keep it makes nobody wait while little is in flight.
+    fn may_send(&self) -> bool {
+        self.open.len() + self.books.unsaved() < EVENTS_MAX + UNSAVED_MAX
+    }
+
     /// Hands a lane's next records to the sink.
     fn send(&mut self, lane: usize, now: Instant) -> bool {
         let mut worked = false;
         let topic = Arc::clone(&self.lanes[lane].topic);
-        while self.connected && self.books.has_room() {
+        while self.connected && self.may_send() {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
             let record = record(&self.encode, Arc::clone(&topic), &item.stored, false);

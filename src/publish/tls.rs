@@ -1,13 +1,20 @@
-//! How our own clients (not librdkafka) speak TLS: whom they trust, and the certificate that they show.
+//! How our own clients (not librdkafka) speak TLS: whom they trust, the certificate that they show, and what their errors mean.
 
+use std::io::{self, Read};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
+use super::one_line;
 use crate::secret::Secret;
+
+/// For connecting, and for each part of the handshake, where one is tried only to learn why it fails.
+const TRY_MAX: Duration = Duration::from_secs(2);
 
 /// The files that a configuration names.
 pub(crate) struct Files<'a> {
@@ -70,4 +77,46 @@ fn certificates(section: &str, key: &str, path: &Path) -> Result<Vec<Certificate
         return Err(format!("{section}{key} {} holds no certificate in PEM", path.display()));
     }
     Ok(certificates)
+}
+
+/// What is wrong, and what to do.
+pub(crate) fn explain(error: &rustls::Error) -> String {
+    use rustls::CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
+    };
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    match error {
+        // A bad signature: the authority that is trusted has the right name and another key.
+        InvalidCertificate(UnknownIssuer | BadSignature) => {
+            "its certificate comes from an authority that is not trusted here; set ca_file to that authority's".into()
+        }
+        InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            "its certificate is for another host name than the configured one".into()
+        }
+        InvalidCertificate(Expired | ExpiredContext { .. }) => "its certificate has expired".into(),
+        InvalidMessage(_) => "no TLS is spoken there; is it the broker's TLS port?".into(),
+        AlertReceived(alert) => format!("it refused TLS ({alert:?}); it may want a client certificate"),
+        _ => format!("TLS failed: {}", one_line(&error.to_string())),
+    }
+}
+
+/// As [`explain`], if that is what the error is.
+pub(crate) fn explain_io(error: &io::Error) -> Option<String> {
+    error.get_ref()?.downcast_ref::<rustls::Error>().map(explain)
+}
+
+/// Shakes hands with `HOST:PORT` and says nothing after it: why that fails. `None` if it does not, or not by TLS. Blocks, for some seconds at most.
+pub(crate) fn try_handshake(address: &str, files: &Files<'_>) -> Option<String> {
+    let config = match client(files) {
+        Ok(config) => config,
+        Err(detail) => return Some(detail),
+    };
+    let host = address.rsplit_once(':')?.0.trim_matches(['[', ']']).to_owned();
+    let connection = ClientConnection::new(Arc::new(config), ServerName::try_from(host).ok()?).ok()?;
+    let to = address.to_socket_addrs().ok()?.next()?;
+    let stream = TcpStream::connect_timeout(&to, TRY_MAX).ok()?;
+    stream.set_read_timeout(Some(TRY_MAX)).ok()?;
+    stream.set_write_timeout(Some(TRY_MAX)).ok()?;
+    // In TLS 1.3 a certificate of ours that the other side misses or does not like shows only when we read.
+    StreamOwned::new(connection, stream).read(&mut [0]).err().as_ref().and_then(explain_io)
 }

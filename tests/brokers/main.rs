@@ -10,4 +10,5 @@ mod odd;
 mod rabbit_sink;
 mod recover;
 mod recover_disk;
+mod secure;
 mod troubles;

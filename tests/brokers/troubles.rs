@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::troubles;
+use crate::support::{fates, troubles};
 
 #[test]
 fn lines_that_are_cut_slowed_and_refused_delay_events_and_nothing_else() {
@@ -42,4 +42,14 @@ fn a_record_too_large_for_rabbitmq_is_parked_alone() {
 #[test]
 fn a_thousand_held_events_do_not_storm_the_broker() {
     troubles::held_events_do_not_storm("storm", Duration::from_secs(5));
+}
+
+#[test]
+fn a_full_queue_that_drops_its_oldest_has_confirmed_them() {
+    fates::full_queue_that_drops("drop");
+}
+
+#[test]
+fn of_two_queues_the_full_one_holds_the_key_and_the_other_gets_duplicates() {
+    fates::one_of_two_queues_full("two-queues");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::support::alone::Alone;
 use crate::support::shim::journal_files;
 use crate::support::{finish, wait_until};
-use crate::{count, seed};
+use crate::{count, disk, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 const PAGE: usize = 8192;
@@ -92,5 +92,62 @@ fn whichever_page_is_destroyed_the_relay_accepts_and_nothing_is_lost_unreported(
             Some((false, text)) => assert!(!text.is_empty(), "page {page}: it says why"),
         }
         scene.sent = sent;
+    }
+}
+
+/// The first page of a table, counted from 0, and a page of events in the middle of them.
+fn page_of(journal: &std::path::Path, table: &str) -> usize {
+    let db = rusqlite::Connection::open(journal).expect("the journal");
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?";
+    let root: i64 = db.query_row(root, [table], |row| row.get(0)).expect("the table");
+    let page = usize::try_from(root).expect("a page") - 1;
+    match table {
+        // Its first page only leads to others: the right-most of them stands at 8 to 11 of its head, any other in its cells.
+        "events" => {
+            let bytes = fs::read(journal).expect("the journal");
+            let head = &bytes[page * PAGE..][..PAGE];
+            assert_eq!(head[0], 5, "300 events are more than a page");
+            let cell = usize::from(u16::from_be_bytes([head[16], head[17]]));
+            u32::from_be_bytes(head[cell..cell + 4].try_into().expect("four")) as usize - 1
+        }
+        _ => page,
+    }
+}
+
+/// Without a table by which the relay finds its way it sets the file aside, and `drain` can do nothing with it: `export` saves every event that
+/// can be read, `import` takes it, and what cannot be read is named.
+#[test]
+fn export_saves_what_can_be_read_of_a_file_that_was_set_aside() {
+    for destroyed in [["outputs"].as_slice(), &["apart"], &["requests"], &["outputs", "events"]] {
+        let mut scene = Alone::prepare("");
+        disk::pending(&mut scene, true);
+        let path = scene.relay.path("data/journal.db");
+        let pages: Vec<usize> = destroyed.iter().map(|table| page_of(&path, table)).collect();
+        let file = OpenOptions::new().write(true).open(&path).expect("the journal");
+        pages.iter().for_each(|page| file.write_all_at(&[0x5a; PAGE], (page * PAGE) as u64).expect("a page"));
+        scene.relay.run();
+        wait_until("the relay to be ready", LONG, || scene.is_ready());
+        scene.assert_back();
+        let aside = set_aside(&scene).unwrap_or_else(|| panic!("{destroyed:?}: it is set aside"));
+        fs::write(scene.relay.path("aside.toml"), format!("[journal]\npath = \"{}\"\n", aside.display()))
+            .expect("a file");
+        let mut export = crate::support::program(&scene.relay.path(""));
+        let exported = finish(export.args(["journal", "export", "--config", "aside.toml"]), LONG);
+        let notices = String::from_utf8_lossy(&exported.stderr).into_owned();
+        fs::write(scene.relay.path("lines"), &exported.stdout).expect("a file");
+        let imported = scene.relay.finish(&["journal", "import", "lines"]);
+        assert!(imported.status.success(), "{destroyed:?}: {}", String::from_utf8_lossy(&imported.stderr));
+        scene.drained();
+        let verdict = scene.verdict();
+        eprintln!("{destroyed:?}: {verdict}\n{notices}");
+        assert!(verdict.altered.is_empty() && verdict.invented.is_empty(), "{destroyed:?}: {verdict}");
+        // Exit code 0 would say that nothing is missing.
+        match destroyed.contains(&"events") {
+            false => assert!(verdict.lost.is_empty(), "{destroyed:?}: {verdict}"),
+            true => {
+                assert!(!exported.status.success() && notices.contains("cannot be read"), "{notices}");
+                assert!((1..60).contains(&verdict.lost.len()), "a page of events, and no more: {verdict}");
+            }
+        }
     }
 }

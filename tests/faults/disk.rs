@@ -170,7 +170,7 @@ fn a_full_queue_refuses_and_empties_by_itself() {
 }
 
 /// Some events, all pending, in a journal whose relay is dead; `settled`: in the file itself, nothing in the log.
-fn pending(scene: &mut Alone, settled: bool) {
+pub fn pending(scene: &mut Alone, settled: bool) {
     scene.relay.run_with_output_blocked();
     let load = scene.load(4);
     Alone::wait_for_accepted(&load, 300);

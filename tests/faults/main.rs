@@ -14,7 +14,7 @@ mod versions;
 
 use std::time::Duration;
 
-use support::{scene, troubles};
+use support::{fates, scene, troubles};
 
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
@@ -84,4 +84,19 @@ fn a_node_of_rabbitmq_that_restarts() {
 #[test]
 fn held_events_do_not_storm_for_a_minute() {
     troubles::held_events_do_not_storm("storm", Duration::from_secs(60));
+}
+
+#[test]
+fn parked_events_do_not_storm_for_a_minute_and_a_half() {
+    fates::parked_events_do_not_storm("parked", Duration::from_secs(90));
+}
+
+#[test]
+fn outputs_of_different_fates() {
+    fates::outputs_of_different_fates("fates");
+}
+
+#[test]
+fn routes_that_change_while_events_wait() {
+    fates::routes_changed("routes");
 }

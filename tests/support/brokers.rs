@@ -121,6 +121,14 @@ impl Brokers {
         succeed(&mut command, LIMIT);
     }
 
+    /// Gives users these passwords for SCRAM-SHA-256 and -512.
+    pub fn kafka_passwords(&self, users: &[(&str, &str)]) {
+        let mut command = script("python");
+        command.arg(tool("kafka_passwords.py")).args(["--brokers", self.kafka()]);
+        command.args(users.iter().map(|(user, password)| format!("{user}={password}")));
+        succeed(&mut command, LIMIT);
+    }
+
     pub fn delete_topics(&self, topics: &[&str]) {
         self.admin(async |admin| admin.delete_topics(topics, &AdminOptions::new()).await);
     }
@@ -157,6 +165,18 @@ impl Brokers {
             .expect("the management API answers");
         assert!((200..300).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text());
         answer
+    }
+
+    /// What the broker took into a topic that was deleted since, as its files have it: Kafka renames them, and removes them later.
+    pub fn deleted_topic(&self, topic: &str) -> String {
+        let data = fs::read_dir(self.folder.path().join("kafka/data")).expect("Kafka's data");
+        let folders = data.filter_map(Result::ok).filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(&format!("{topic}-")) && name.ends_with("-delete")
+        });
+        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).expect("its files").filter_map(Result::ok));
+        let logs = files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "log"));
+        logs.map(|path| String::from_utf8_lossy(&fs::read(path).expect("a log")).into_owned()).collect()
     }
 
     fn admin(&self, order: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> KafkaResult<Vec<TopicResult>>) {

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 pub mod alone;
 mod brokers;
 pub mod disk;
+pub mod fates;
 mod forged;
 mod http;
 mod load;

@@ -27,6 +27,8 @@ struct State {
     slow: AtomicU64,
     /// Bytes to the broker after which its line is cut; negative: none.
     cut_after: AtomicI64,
+    /// All that went to the broker.
+    to_broker: AtomicU64,
     refusing: AtomicBool,
     ended: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
@@ -40,6 +42,7 @@ impl Proxy {
             frozen: AtomicBool::new(false),
             slow: AtomicU64::new(0),
             cut_after: AtomicI64::new(-1),
+            to_broker: AtomicU64::new(0),
             refusing: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             open: Mutex::new(Vec::new()),
@@ -58,6 +61,11 @@ impl Proxy {
     /// The lines end after so many more bytes to the broker: in the middle of a request.
     pub fn cut_after(&self, bytes: i64) {
         self.state.cut_after.store(bytes, Ordering::SeqCst);
+    }
+
+    /// How many bytes went to the broker so far, over all connections.
+    pub fn bytes_to_broker(&self) -> u64 {
+        self.state.to_broker.load(Ordering::SeqCst)
     }
 
     /// Whether [`Proxy::cut_after`] has yet to happen.
@@ -152,6 +160,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, to_broker: bool, state: &State)
         let slow = state.slow.load(Ordering::SeqCst);
         if slow > 0 {
             thread::sleep(Duration::from_micros(slow * count as u64 / 1024));
+        }
+        if to_broker {
+            state.to_broker.fetch_add(sent as u64, Ordering::SeqCst);
         }
         if to.write_all(&piece[..sent]).is_err() || cuts {
             break;

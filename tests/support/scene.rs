@@ -16,11 +16,13 @@ pub const WINDOW: usize = 11_000;
 const PARTITIONS: i32 = 3;
 
 /// Whoever comes without a name may do everything; `relay` with its password only what it was granted.
-const KAFKA_RIGHTS: [&str; 4] = [
+const KAFKA_PROPERTIES: [&str; 5] = [
     "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "super.users=User:ANONYMOUS",
     "sasl.enabled.mechanisms=PLAIN",
     "listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_relay=\"password\" user_other=\"password\";",
+    // What was in a deleted topic stays on the disk until it was looked at, see `Brokers::deleted_topic`.
+    "log.segment.delete.delay.ms=1800000",
 ];
 
 /// Kafka's further doors.
@@ -46,7 +48,7 @@ pub fn brokers() -> MutexGuard<'static, Brokers> {
         let proxied = format!("PROXIED:PLAINTEXT:{}:{}", doors.proxied.port(), doors.proxy.port());
         let login = format!("SASL:SASL_PLAINTEXT:{}", doors.login.port());
         let mut options = vec!["--kafka-listener", &proxied, "--kafka-listener", &login];
-        for property in KAFKA_RIGHTS {
+        for property in KAFKA_PROPERTIES {
             options.extend(["--kafka-property", property]);
         }
         options.extend(["--rabbitmq-conf", "max_message_size = 1000000"]);

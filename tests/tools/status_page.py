@@ -1,6 +1,6 @@
 """The status page in a real Chromium: tests/tools/status_page.py PROGRAM FOLDER
 
-Runs the relay PROGRAM in four states (in order, disk full, broker away, signatures and a topic wrong), looks at its page as a person at a desk in the
+Runs the relay PROGRAM in five states (in order, disk full, broker away, signatures wrong, and a topic held by a real RabbitMQ), looks at its page as a person at a desk in the
 light and one on a phone in the dark would, and leaves the pictures in FOLDER. Fails if the page does not say what is wrong, does not follow a change by
 itself, is wider than the screen, is refused anything by its own policy, or fetches anything but itself. Wants chromium and chromedriver.
 """
@@ -21,6 +21,7 @@ import time
 import urllib.request
 
 SECRET = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+BROKERS = pathlib.Path(__file__).resolve().parents[2] / "scripts/brokers"
 DESK, PHONE = (1280, 900), (390, 844)
 
 
@@ -102,7 +103,7 @@ class Browser:
         self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def call(self, method, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         base = f"/session/{self.session}" if self.session else ""
         connection.request(method, base + path, None if method == "GET" else json.dumps(body or {}), {"Content-Type": "application/json"})
         answer = json.loads(connection.getresponse().read())["value"]
@@ -220,6 +221,33 @@ def broker_away(program, browser, folder):
         relay.close()
 
 
+def topic_held(program, browser, folder):
+    """A real RabbitMQ with a queue for one group of events, and none for the others."""
+    with contextlib.ExitStack() as after:
+        home = pathlib.Path(tempfile.mkdtemp(prefix="sipsim-relay-page-broker-", dir="/tmp"))
+        after.callback(shutil.rmtree, home, ignore_errors=True)
+        home.chmod(0o755)
+        after.callback(subprocess.run, [BROKERS, "stop", "--dir", home, "--kill"], check=False)
+        out = subprocess.run([BROKERS, "start", "rabbitmq", "--dir", home, "--while", str(os.getpid())], check=True, stdout=subprocess.PIPE, text=True).stdout
+        address = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+
+        def order(method, path, body):
+            credentials = base64.b64encode(b"guest:guest").decode()
+            asked = urllib.request.Request(address["RABBITMQ_MANAGEMENT"] + path, json.dumps(body).encode(), {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}, method=method)
+            urllib.request.urlopen(asked, timeout=30).close()
+
+        order("PUT", "/api/queues/%2f/sipsim.call", {"durable": True})
+        order("PUT", "/api/exchanges/%2f/sipsim", {"type": "topic", "durable": True})
+        order("POST", "/api/bindings/%2f/e/sipsim/q/sipsim.call", {"routing_key": "sipsim.call.*"})
+        relay = Relay(program, f'[outputs.rabbitmq]\nurls = ["{address["RABBITMQ"]}"]\n')
+        after.callback(relay.close)
+        relay.play(CALL)
+        output = lambda: relay.status()["outputs"]["rabbitmq"]
+        # The call's three went out; the summary and the message wait, each where nobody takes it.
+        wait("two keys to be held and the rest to be out", 60, lambda: len(output()["held"]) == 2 and output()["pending"] == 2)
+        check(browser, relay, "topic-held", ["accepting", "a topic is held", "2 pending", "sipsim.ai.summary", "sipsim.sms.sms", "unroutable"], folder)
+
+
 def signatures_wrong(program, browser, folder):
     relay = Relay(program, "[outputs.console]\n")
     try:
@@ -236,7 +264,7 @@ def main():
     profile = tempfile.mkdtemp(prefix="sipsim-relay-chromium-")
     browser = Browser(profile)
     try:
-        for state in (in_order, disk_full, broker_away, signatures_wrong):
+        for state in (in_order, disk_full, broker_away, signatures_wrong, topic_held):
             state(program, browser, folder)
             print(f"{state.__name__}: as it should be")
     finally:

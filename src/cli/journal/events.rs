@@ -9,7 +9,7 @@ use super::super::{Format, notice};
 use super::{SelectArgs, open, unreadable};
 use crate::clock;
 use crate::config::Config;
-use crate::journal::inspect::{Head, Inspector};
+use crate::journal::inspect::{self, Head, Inspector};
 use crate::journal::selection::{Selection, Standings, State};
 use crate::journal::{OutputRow, Read, Reader, Stored, export};
 use crate::normalize::EventId;
@@ -42,11 +42,23 @@ pub struct At {
     pub reason: Option<String>,
 }
 
-/// Prints what is selected. False if a row is corrupt.
+/// Prints what is selected. False if something that may have been selected cannot be read.
 pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, String> {
     let inspector = open(config)?;
     let selection = select.selection(clock::now());
-    let outputs = inspector.outputs().map_err(unreadable)?;
+    // What is saved from a damaged file is not to depend on how it stands where.
+    let saves = what == What::Export && select.output.is_none() && selection.state.is_none();
+    let mut damaged = false;
+    let outputs = match inspector.outputs() {
+        Err(error) if saves && inspect::is_damaged(&error) => {
+            damaged = true;
+            notice(format_args!(
+                "how the events stand at the outputs cannot be read: published ones are among what follows"
+            ));
+            Vec::new()
+        }
+        outputs => outputs.map_err(unreadable)?,
+    };
     if let Some(name) = &select.output
         && outputs.iter().all(|row| row.name != *name)
     {
@@ -57,8 +69,18 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
     let (mut count, mut corrupt) = (0_u64, 0_u64);
     let mut after = 0;
     let written = loop {
-        let (found, last) =
-            step(&inspector, &outputs, &selection, select.output.as_deref(), after).map_err(unreadable)?;
+        let saved = inspector.heads_that_can_be_read(after, STEP).map_err(unreadable)?;
+        report_unreadable(&saved);
+        corrupt += saved.unreadable.len() as u64;
+        let last = saved.looked_through;
+        let standings = match standings(&inspector, after, last) {
+            Err(error) if saves && inspect::is_damaged(&error) => {
+                damaged = true;
+                Standings::new(Vec::new(), Vec::new())
+            }
+            standings => standings.map_err(unreadable)?,
+        };
+        let found = select_of(saved.heads, &standings, &outputs, &selection, select.output.as_deref());
         let mut written = Ok(());
         for one in &found {
             count += 1;
@@ -99,7 +121,21 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
             inspector.path().display()
         ));
     }
-    Ok(corrupt == 0)
+    Ok(corrupt == 0 && !damaged)
+}
+
+fn report_unreadable(saved: &inspect::Saved) {
+    let mut numbers = saved.unreadable.iter().copied().peekable();
+    while let Some(first) = numbers.next() {
+        let mut last = first;
+        while let Some(next) = numbers.next_if_eq(&(last + 1)) {
+            last = next;
+        }
+        match saved.looked_through {
+            None => notice(format_args!("from event number {first} on nothing can be read")),
+            Some(_) => notice(format_args!("events number {first} to {last} cannot be read; they are left out")),
+        }
+    }
 }
 
 pub fn no_such_output(name: &str, outputs: &[OutputRow]) -> String {
@@ -116,8 +152,24 @@ pub fn step(
     after: u64,
 ) -> rusqlite::Result<(Vec<Found>, Option<u64>)> {
     let heads = inspector.heads(after, u64::MAX, STEP)?;
-    let Some(last) = heads.last().map(|head| head.sequence) else { return Ok((Vec::new(), None)) };
-    let standings = Standings::new(inspector.apart(after, last)?, inspector.given_up(after, last)?);
+    let last = heads.last().map(|head| head.sequence);
+    let standings = standings(inspector, after, last)?;
+    Ok((select_of(heads, &standings, outputs, selection, output), last))
+}
+
+fn standings(inspector: &Inspector, after: u64, through: Option<u64>) -> rusqlite::Result<Standings> {
+    let through = through.unwrap_or(after);
+    Ok(Standings::new(inspector.apart(after, through)?, inspector.given_up(after, through)?))
+}
+
+/// Those of these events that are selected.
+fn select_of(
+    heads: Vec<Head>,
+    standings: &Standings,
+    outputs: &[OutputRow],
+    selection: &Selection,
+    output: Option<&str>,
+) -> Vec<Found> {
     let mut found = Vec::new();
     for head in heads.into_iter().filter(|head| selection.takes(head)) {
         let at = |row: &OutputRow| {
@@ -137,7 +189,7 @@ pub fn step(
             found.push(Found { head, at });
         }
     }
-    Ok((found, Some(last)))
+    found
 }
 
 fn content(reader: &mut Reader, sequence: u64) -> Result<Option<Stored>, String> {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
 
 use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
@@ -10,11 +11,12 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
+use tracing::warn;
 
 use super::{Producer, Role, Shared, faults, health, oauth, settings};
 use crate::clock;
 use crate::config::{self, KafkaSecurity};
-use crate::publish::{Disposition, Place, PublishError};
+use crate::publish::{Disposition, Place, PublishError, Report, tls};
 
 /// A producer that reports to `shared`, with passwords and certificates as their files are now.
 pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> Result<Arc<Producer>, String> {
@@ -57,6 +59,37 @@ impl Context {
             None | Some(Code::GaplessGuarantee) => meaning,
             Some(_) if meaning.disposition() == Disposition::Retry => PublishError::Fatal,
             Some(_) => meaning,
+        }
+    }
+
+    /// Where TLS failed and librdkafka does not say why, a handshake of our own does, and is waited for: some seconds at most.
+    fn tell(&self, change: Report) {
+        let Some(address) = health::unexplained_tls(&change).map(str::to_owned) else {
+            return self.shared.report(change);
+        };
+        let (security, shared) = (self.security.clone(), Arc::clone(&self.shared));
+        let try_and_tell = move || {
+            let files = tls::Files {
+                section: "security.",
+                ca: security.ca_file.as_deref(),
+                certificate: security.certificate_file.as_deref(),
+                private_key: security.private_key_file.as_deref(),
+            };
+            let change = match (tls::try_handshake(&address, &files), change) {
+                (Some(why), Report::Lost { reason, .. }) => {
+                    Report::Lost { reason, detail: format!("TLS with the broker failed: {address}: {why}") }
+                }
+                (_, change) => change,
+            };
+            let state = shared.state();
+            // With the state held, so that nobody says in between that it is connected.
+            if !state.health.is_connected() {
+                shared.report(change);
+            }
+        };
+        // One for each outage, since each kind of trouble is told once.
+        if thread::Builder::new().name("kafka-tls".into()).spawn(try_and_tell).is_err() {
+            warn!("TLS with a Kafka broker failed, and no thread could be started to find out why");
         }
     }
 
@@ -112,7 +145,7 @@ impl ClientContext for Context {
         let Some(any_up) = health::any_broker_up(statistics) else { return };
         let change = self.shared.state().health.seen(any_up);
         if let Some(change) = change {
-            self.shared.report(change);
+            self.tell(change);
         }
     }
 
@@ -130,7 +163,7 @@ impl ClientContext for Context {
         }
         let change = self.shared.state().health.trouble(code, words);
         if let Some(change) = change {
-            self.shared.report(change);
+            self.tell(change);
         }
     }
 }

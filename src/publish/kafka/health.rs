@@ -13,6 +13,9 @@ const ABSENCES_MAX: u32 = 3;
 /// Characters of librdkafka's own words that go into a detail.
 const WORDS_MAX: usize = 300;
 
+/// Of a detail that does not say why: librdkafka calls an unknown authority, another host name and an expired certificate the same.
+const TLS_FAILED: &str = "TLS with the broker failed: check `security.protocol` and `ca_file`";
+
 /// Turns signs into `Connected` and `Lost`, each said once.
 #[derive(Default)]
 pub struct Health {
@@ -122,9 +125,7 @@ fn explain(code: Code, words: &str) -> Option<(PublishError, &'static str, &'sta
     let disconnected = PublishError::Disconnected;
     Some(match code {
         // A handshake that one end breaks off comes as one or the other.
-        Code::BrokerTransportFailure | Code::SSL if words.contains("SSL") => {
-            (disconnected, "tls", "TLS with the broker failed: check `security.protocol` and `ca_file`")
-        }
+        Code::BrokerTransportFailure | Code::SSL if words.contains("SSL") => (disconnected, "tls", TLS_FAILED),
         Code::BrokerTransportFailure | Code::SSL => {
             (disconnected, "transport", "no connection to the broker: is it running, and is `brokers` its address?")
         }
@@ -154,6 +155,13 @@ fn explain(code: Code, words: &str) -> Option<(PublishError, &'static str, &'sta
         // ALL_BROKERS_DOWN only sums up what the errors before it said.
         _ => return None,
     })
+}
+
+/// Whose TLS failed without the detail saying why: `HOST:PORT`, out of librdkafka's words (`ssl://HOST:PORT/ID: …`).
+pub fn unexplained_tls(report: &Report) -> Option<&str> {
+    let Report::Lost { detail, .. } = report else { return None };
+    let words = detail.strip_prefix(TLS_FAILED)?;
+    words.split_once("ssl://")?.1.split('/').next()
 }
 
 /// librdkafka's words on one line, cut. They name addresses and reasons, and come from the broker in part.
@@ -189,6 +197,17 @@ mod tests {
         let Some(Report::Lost { detail, .. }) = health.seen(false) else { panic!("no outage") };
         assert!(detail.starts_with("TLS with the broker failed"), "{detail}");
         assert!(health.trouble(Code::BrokerTransportFailure, "SSL handshake failed").is_none(), "said already");
+    }
+
+    #[test]
+    fn a_broker_whose_tls_failed_is_known_by_librdkafkas_words() {
+        for (protocol, expected) in [("ssl", Some("b.example:9093")), ("sasl_ssl", Some("b.example:9093"))] {
+            let words = format!("{protocol}://b.example:9093/bootstrap: SSL handshake failed: error (after 3ms)");
+            let said = Health::default().trouble(Code::SSL, &words).unwrap();
+            assert_eq!(unexplained_tls(&said), expected, "{said:?}");
+        }
+        let other = Health::default().trouble(Code::Resolve, "ssl://b.example:9093/bootstrap: no such host").unwrap();
+        assert_eq!(unexplained_tls(&other), None);
     }
 
     #[test]

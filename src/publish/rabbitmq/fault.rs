@@ -6,7 +6,7 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::{Error, ErrorKind};
 use serde::Deserialize;
 
-use crate::publish::PublishError;
+use crate::publish::{PublishError, one_line, tls};
 
 /// What the closing of a channel means for the records open on it. The broker names no message: with one open it was that one, with several they
 /// have to go one at a time.
@@ -85,7 +85,7 @@ pub(super) fn of_command(error: &Error) -> String {
 
 fn of_io(error: &io::Error) -> String {
     if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        return of_tls(tls);
+        return tls::explain(tls);
     }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused; nothing listens there".into(),
@@ -97,33 +97,8 @@ fn of_io(error: &io::Error) -> String {
     }
 }
 
-fn of_tls(error: &rustls::Error) -> String {
-    use rustls::CertificateError::{
-        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer,
-    };
-    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
-    match error {
-        // A bad signature: the authority that is trusted has the right name and another key.
-        InvalidCertificate(UnknownIssuer | BadSignature) => {
-            "its certificate comes from an authority that is not trusted here; set ca_file to that authority's".into()
-        }
-        InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            "its certificate is for another host name than the URL's".into()
-        }
-        InvalidCertificate(Expired | ExpiredContext { .. }) => "its certificate has expired".into(),
-        InvalidMessage(_) => "no TLS is spoken there; an amqps:// URL needs the broker's TLS port".into(),
-        AlertReceived(alert) => format!("it refused TLS ({alert:?}); it may want a client certificate"),
-        _ => format!("TLS failed: {}", one_line(&error.to_string())),
-    }
-}
-
 fn reply(error: &lapin::protocol::AMQPError) -> String {
     one_line(error.get_message().as_str())
-}
-
-/// Without control characters, at most 200 characters: for the log and the status page.
-pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
 }
 
 #[cfg(test)]

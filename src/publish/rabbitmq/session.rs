@@ -12,7 +12,7 @@ use tracing::warn;
 use super::connect::{self, FilesDigest, Link, Refusal};
 use super::lane::{Lane, Trouble};
 use super::{Publisher, SETTLE_MAX, fault, topology};
-use crate::publish::{PublishError, Record, Report};
+use crate::publish::{PublishError, Record, Report, one_line};
 
 /// Records taken over at a time, before confirms get a turn.
 const TAKE_MAX: usize = 256;
@@ -99,7 +99,7 @@ impl Publisher {
                 Some(chore) = session.chores.join_next() => match chore {
                     Ok(chore) => self.on_chore(session, chore),
                     // Only a panic in lapin or in the connecting; both are as good as a connection that failed.
-                    Err(error) => Err(End::Lost(fault::one_line(&error.to_string()))),
+                    Err(error) => Err(End::Lost(one_line(&error.to_string()))),
                 },
                 _ = looks.tick() => {
                     looked = looked.wrapping_add(1);
@@ -230,11 +230,8 @@ impl Publisher {
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 session.blocked = true;
-                let detail = format!(
-                    "{}: the broker takes nothing at the moment ({})",
-                    session.link.at,
-                    fault::one_line(&reason)
-                );
+                let detail =
+                    format!("{}: the broker takes nothing at the moment ({})", session.link.at, one_line(&reason));
                 self.report(Report::Lost { reason: PublishError::Blocked, detail });
                 Ok(())
             }

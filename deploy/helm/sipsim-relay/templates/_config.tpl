@@ -77,8 +77,21 @@
     {{- fail (printf "config.%s.listen: on loopback neither probes nor the load balancer reach the pod; 0.0.0.0 or [::] and a port" $name) -}}
   {{- end -}}
 {{- end -}}
+{{- range $name, $output := $config.outputs -}}
+  {{- if and (kindIs "map" $output) (not (has ($output.type | default $name) (list "kafka" "rabbitmq" "console"))) -}}
+    {{- fail (printf "config.outputs.%s.type is missing: kafka, rabbitmq or console (only an output that is called so needs none)" $name) -}}
+  {{- end -}}
+{{- end -}}
+{{- $text := include "relay.table" (list $config "") -}}
+{{- if not .Values.extraVolumeMounts -}}
+  {{- range regexFindAll "/etc/sipsim-relay/secrets/[^/\"]+" $text -1 -}}
+    {{- if not (hasKey $.Values.mountedSecrets (base .)) -}}
+      {{- fail (printf "config names a file in %s, and mountedSecrets.%s is missing: the name of the Secret to mount there" . (base .)) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
 # Made by the chart from `config`: change it there.
-{{- include "relay.table" (list $config "") }}
+{{- $text }}
 {{ end -}}
 
 {{/* The port behind the last colon of ingress.listen or admin.listen. Takes a list: the root, the section. */}}

@@ -39,7 +39,10 @@ impl Connection {
             let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
             let name = ServerName::try_from(host).map_err(|_| format!("{address}: no host that TLS can verify"))?;
             let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-            Box::new(connected.map_err(|error| format!("{address}: TLS failed: {error}"))?)
+            Box::new(connected.map_err(|error| match tls::explain_io(&error) {
+                Some(why) => format!("{address}: {why}"),
+                None => format!("{address}: TLS failed ({error}): is it the broker's TLS port?"),
+            })?)
         } else {
             Box::new(stream)
         };
@@ -57,7 +60,8 @@ impl Connection {
             std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => {
                 format!("{}: the broker hung up: is `security.protocol` right, and is it Kafka 2.4 or newer?", self.at)
             }
-            _ => format!("{}: {error}", self.at),
+            // In TLS 1.3 a broker that misses our certificate says so after the handshake.
+            _ => format!("{}: {}", self.at, tls::explain_io(&error).unwrap_or_else(|| error.to_string())),
         })?;
         if Reader::new(&answer).i32()? != self.asked {
             return Err(format!("{}: what answers there is no Kafka", self.at));

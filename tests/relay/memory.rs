@@ -1,0 +1,46 @@
+//! A secret that is no longer accepted is no longer in the process's memory either.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use crate::support::{Relay, SECRET, now, sign, wait_until};
+
+const NEXT: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
+
+/// How often these bytes are in the process's writable memory.
+fn found(relay: &Relay, wanted: &[u8]) -> usize {
+    let pid = relay.pid();
+    let memory = File::open(format!("/proc/{pid}/mem")).expect("a parent may look, and so may root");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
+    let mut count = 0;
+    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
+        let (from, to) = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let [from, to] = [from, to].map(|text| u64::from_str_radix(text, 16).expect("an address"));
+        let mut bytes = vec![0; usize::try_from(to - from).expect("it fits")];
+        // What is mapped without being there cannot be read, and holds nothing.
+        if memory.read_exact_at(&mut bytes, from).is_ok() {
+            count += bytes.windows(wanted.len()).filter(|window| *window == wanted).count();
+        }
+    }
+    count
+}
+
+#[test]
+fn a_secret_that_was_rotated_out_is_wiped_from_memory() {
+    let relay = Relay::start("");
+    let answer = |secret: &str| {
+        let timestamp = now().to_string();
+        let signature = sign(secret, &timestamp, b"{}");
+        relay.post_with(&[("X-Webhook-Timestamp", &timestamp), ("X-Webhook-Signature", &signature)], b"{}").status
+    };
+    assert_eq!(answer(SECRET), 200);
+    assert!(found(&relay, SECRET.as_bytes()) > 0, "while it is accepted, it is there: so this test can see");
+    relay.write_secret("next", NEXT);
+    fs::remove_file(relay.path("data/secrets/sipsim")).expect("it is there");
+    wait_until("the next secret alone to be accepted", Duration::from_secs(30), || {
+        answer(NEXT) == 200 && answer(SECRET) == 401
+    });
+    assert!(found(&relay, NEXT.as_bytes()) > 0);
+    assert_eq!(found(&relay, SECRET.as_bytes()), 0, "copies of a secret that nobody accepts any more");
+}
