@@ -1,6 +1,6 @@
 //! Crashes and outages in their long form, as `make faults` runs them. The seed that decided is printed: FAULTS_SEED repeats it.
 //!
-//! FAULTS_KILLS (100), FAULTS_STEPS (60) and FAULTS_BACKLOG (200000) say how long. The modules need no broker, and `make test` runs them in their
+//! FAULTS_KILLS (100), FAULTS_STEPS (60), FAULTS_PARKED (1000) and FAULTS_BACKLOG (200000) say how long. The modules need no broker, and `make test` runs them in their
 //! short form: FAULTS_KILLS (30), FAULTS_CUTS (12), FAULTS_MIX (20), FAULTS_ERRORS (12) and FAULTS_PAGES (6).
 
 #[path = "../support/mod.rs"]
@@ -88,7 +88,7 @@ fn held_events_do_not_storm_for_a_minute() {
 
 #[test]
 fn parked_events_do_not_storm_for_a_minute_and_a_half() {
-    fates::parked_events_do_not_storm("parked", Duration::from_secs(90));
+    fates::parked_events_do_not_storm("parked", from_environment("FAULTS_PARKED", 1_000), Duration::from_secs(90));
 }
 
 #[test]

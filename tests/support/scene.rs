@@ -295,7 +295,6 @@ impl Scene {
         assert!(accepted > 0, "nothing was accepted");
         let slowest = sent.iter().filter(|one| one.is_accepted()).map(|one| one.latency).max().unwrap_or_default();
         eprintln!("{} sent, {accepted} accepted, the slowest 2xx after {slowest:?}", sent.len());
-        assert!(slowest < Duration::from_secs(2), "a 2xx took {slowest:?}, and SIPSIM gives two seconds");
         for (output, verdict) in [
             ("kafka", oracle::judge(sent, &self.in_kafka(&KINDS))),
             ("rabbitmq", oracle::judge(sent, &self.in_rabbitmq(&KINDS, accepted))),
@@ -304,6 +303,8 @@ impl Scene {
             verdict.assert_kept(windows * WINDOW);
             self.assert_ledger(output, &verdict, 0);
         }
+        // Last, so that on a machine at its limit the rest is known.
+        assert!(slowest < Duration::from_secs(2), "a 2xx took {slowest:?}, and SIPSIM gives two seconds");
     }
 
     /// The ledger of an output that has nothing pending: each event counted once.
@@ -420,7 +421,7 @@ pub fn backlog(name: &str, events: u64) {
     wait_until("the relay to be ready", Duration::from_secs(5), || scene.is_ready());
     eprintln!("ready after {:?} with {} pending", start.elapsed(), scene.pending("kafka"));
     let load = scene.load_from(8, 12_000_000);
-    scene.drained_to(500.0, Duration::from_secs(900));
+    scene.drained_to(500.0, Duration::from_secs(1800));
     let memory = scene.relay.memory_max();
     eprintln!("{} MB of memory at the most", memory / 1_000_000);
     assert!(memory < 150_000_000, "{memory} bytes of memory while it drained");
