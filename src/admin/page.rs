@@ -128,8 +128,10 @@ fn brokers(status: &Status) -> Card {
     if !down.is_empty() {
         why.push(format!("{} does not answer", down.join(" and ")));
     }
-    if held > 0 {
-        why.push(format!("{held} topics are held"));
+    match held {
+        0 => {}
+        1 => why.push("1 topic is held".to_owned()),
+        more => why.push(format!("{more} topics are held")),
     }
     if pending > 0 {
         why.push(format!(

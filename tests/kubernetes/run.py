@@ -58,7 +58,9 @@ class Cluster:
                    f"--cert-dir={self.folder}/certs", "--service-account-key-file=sa.pub", "--service-account-signing-key-file=sa.key",
                    "--service-account-issuer=https://kubernetes.default.svc", "--token-auth-file=tokens.csv", "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16")
         wait("the API server", lambda: self.kubectl("get", "--raw", "/readyz", ok=False).returncode == 0, 180)
-        self.spawn("kube-controller-manager", "--kubeconfig=kubeconfig", "--service-account-private-key-file=sa.key", "--root-ca-file=certs/apiserver.crt", "--leader-elect=false", "--secure-port=0")
+        # kwok's nodes are heard of less often than the controllers expect by default, who would take their pods for not ready for the rest of the run.
+        self.spawn("kube-controller-manager", "--kubeconfig=kubeconfig", "--service-account-private-key-file=sa.key", "--root-ca-file=certs/apiserver.crt", "--leader-elect=false", "--secure-port=0",
+                   "--node-monitor-grace-period=24h")
         self.spawn("kube-scheduler", "--kubeconfig=kubeconfig", "--leader-elect=false", "--secure-port=0")
         for crd in sorted((HOME / "crd").glob("*.yaml")):
             self.kubectl("apply", "--server-side", "-f", str(crd))

@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use crate::support::{Client, Relay, free_address, succeed, wait_until};
 
+/// Beside what the documentation shows: each answer, HAProxy's own included, says which relay the request was sent to. The last section is the backend's.
+const ASIDE: &str = "  http-after-response set-header X-Server %[srv_name]\n";
+
 /// Ends with this value.
 pub struct Balancer {
     pub address: SocketAddr,
@@ -31,7 +34,8 @@ impl Balancer {
             })
             .collect();
         let config =
-            include_str!("haproxy.cfg").replace("LISTEN", &address.to_string()).replace("  SERVERS\n", &servers);
+            include_str!("haproxy.cfg").replace("LISTEN", &address.to_string()).replace("  SERVERS\n", &servers)
+                + ASIDE;
         let file = folder.path().join("haproxy.cfg");
         fs::write(&file, config).expect("HAProxy's configuration");
         let log = fs::File::create(folder.path().join("log")).expect("a file for its log");

@@ -16,6 +16,8 @@ const CLIENTS: usize = 30;
 pub struct Once {
     pub sent: Sent,
     pub start: Instant,
+    /// Which relay the balancer sent it to, as its answer says.
+    pub server: Option<String>,
 }
 
 pub struct Load {
@@ -85,10 +87,11 @@ fn post(connection: &mut Option<Client>, address: SocketAddr, secret: &str, body
         }
         Ok(answer)
     });
+    let server = answer.as_ref().ok().and_then(|answer| answer.header("x-server").map(str::to_owned));
     let (status, id) = match answer {
         Ok(answer) if answer.status == 200 => (Some(200), answer.json()["id"].as_str().map(str::to_owned)),
         Ok(answer) => (Some(answer.status), None),
         Err(_) => (None, None),
     };
-    Once { sent: Sent { body, status, id, latency: start.elapsed() }, start }
+    Once { sent: Sent { body, status, id, latency: start.elapsed() }, start, server }
 }
