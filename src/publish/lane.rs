@@ -12,8 +12,8 @@ use super::in_flight::InFlight;
 use super::{Disposition, PublishError};
 use crate::journal::Stored;
 
-/// Half of what an output may have in flight (DESIGN §7), so that no lane takes it all.
-pub(super) const LANE_EVENTS_MAX: usize = 5_000;
+/// Half of what an output may have in memory (DESIGN §7), so that no lane takes it all.
+pub(super) const LANE_EVENTS_MAX: usize = 1_000;
 pub(super) const LANE_BYTES_MAX: usize = 16 << 20;
 /// The longest wait between two probes of a held lane, or two tries after a failure (DESIGN §7).
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

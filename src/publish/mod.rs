@@ -166,7 +166,7 @@ impl PublishError {
     }
 }
 
-/// Where a sink's reports go. Bounded by what the output lets be in flight: at most 10,000 records.
+/// Where a sink's reports go. Bounded by what the output lets be in flight: at most 2,000 records.
 pub type Reports = UnboundedSender<Report>;
 
 /// A broker, as an output sees it. Made by its module's `new(.., reports: Reports)` inside a tokio runtime, on which it may spawn tasks

@@ -26,8 +26,11 @@ use crate::config::OutputName;
 use crate::journal::{Journal, OutputRow, Read, Reader, Stored};
 use crate::metrics::Metrics;
 
-/// In memory at one output, in flight or about to be (DESIGN §7).
-const EVENTS_MAX: usize = 10_000;
+/// In memory at one output, in flight or about to be. DESIGN §7 allows 10,000; with a fifth of that the records stay in the processor's
+/// caches until they are confirmed, which drains a backlog faster and takes half the memory (docs/performance.md).
+const EVENTS_MAX: usize = 2_000;
+/// From the cursor to the last event read, whatever stands between them already published.
+const WINDOW_MAX: usize = 10_000;
 const BYTES_MAX: usize = 32 << 20;
 /// Events and bytes of one read of the journal, so that a read transaction lasts some milliseconds.
 const READ_EVENTS: usize = 512;
@@ -226,7 +229,7 @@ impl Output {
     /// What a crash would send twice is bounded: what is in flight, or published and not yet kept. As one sum, so that a journal which is
     /// slow to keep it makes nobody wait while little is in flight.
     fn may_send(&self) -> bool {
-        self.open.len() + self.books.unsaved() < EVENTS_MAX + UNSAVED_MAX
+        self.open.len() + self.books.unsaved() < WINDOW_MAX + UNSAVED_MAX
     }
 
     /// Hands a lane's next records to the sink.

@@ -55,7 +55,7 @@ pub fn producer(config: &config::Kafka) -> Result<ClientConfig, String> {
     set("batch.size", &BATCH_BYTES.to_string());
     set("message.max.bytes", &RECORD_MAX.to_string());
     set("compression.codec", "none");
-    // What is in flight is bounded by the output: 10,000 records and 32 MiB, or one record past that. librdkafka counts a record until its
+    // What is in flight is bounded by the output: 2,000 records and 32 MiB, or one record past that. librdkafka counts a record until its
     // report's event is freed, by which time the output may have sent the next ones. So these limits are above twice the window, and are
     // never met.
     set("queue.buffering.max.messages", "50000");

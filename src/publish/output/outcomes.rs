@@ -7,7 +7,7 @@ use tracing::{debug, error, warn};
 
 use super::super::lane::{Item, Verdict};
 use super::super::{Place, PublishError};
-use super::{EVENTS_MAX, Output, SILENT_AFTER};
+use super::{Output, SILENT_AFTER, WINDOW_MAX};
 use crate::clock;
 
 impl Output {
@@ -124,7 +124,7 @@ impl Output {
     /// Events long in flight get a row each when others wait for the cursor to pass them, so that the journal hears of those, and a crash
     /// repeats no more than a window.
     pub(super) fn slide_past_old_ones(&mut self, now: Instant) {
-        if self.window.len() < EVENTS_MAX && !self.books.awaits_cursor() {
+        if self.window.len() < WINDOW_MAX && !self.books.awaits_cursor() {
             return;
         }
         for lane in &mut self.lanes {

@@ -5,20 +5,22 @@ use std::time::Instant;
 use tracing::{error, warn};
 
 use super::super::lane::Item;
-use super::{BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER};
+use super::{
+    BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX,
+};
 use crate::clock;
 use crate::journal::Read;
 
 impl Output {
     /// Reads the next events of the journal, if none are waiting to be distributed.
     pub(super) fn read_on(&mut self) -> rusqlite::Result<bool> {
-        if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= EVENTS_MAX || !self.books.has_room() {
+        if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= WINDOW_MAX || !self.books.has_room() {
             return Ok(false);
         }
         let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
-        let reads = self.reader.events(after, through, READ_EVENTS.min(EVENTS_MAX - self.window.len()), READ_BYTES)?;
+        let reads = self.reader.events(after, through, READ_EVENTS.min(WINDOW_MAX - self.window.len()), READ_BYTES)?;
         if reads.is_empty() {
             // A closed span that is read to its end leads to the next one.
             if self.row.spans.iter().any(|span| span.through == Some(through)) {
