@@ -111,7 +111,7 @@ fn post(scene: &mut Alone, timestamp: &str, body: String) -> u16 {
     let id = (answer.status == 200).then(|| answer.json()["id"].as_str().expect("an id").to_owned());
     let status = answer.status;
     if !scene.sent.iter().any(|one| one.body == body) {
-        scene.sent.push(Sent { body, status: Some(status), id, latency: start.elapsed() });
+        scene.sent.push(Sent { body, status: Some(status), id, latency: start.elapsed(), stalled: false });
     }
     status
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, PATH, SECRET, Sent, now, oracle, sign};
+use crate::support::{Client, PATH, SECRET, Sent, now, oracle, sign, stall};
 
 /// SIPSIM's patience (PROTOCOL §2).
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,6 +30,7 @@ pub struct Load {
 impl Load {
     /// So many events a second, all clients together, spread evenly.
     pub fn start(address: SocketAddr, rate: u32) -> Self {
+        stall::watch();
         let stop = Arc::new(AtomicBool::new(false));
         let secret = Arc::new(Mutex::new(SECRET.to_owned()));
         let sent = Arc::new(AtomicU64::new(0));
@@ -93,5 +94,6 @@ fn post(connection: &mut Option<Client>, address: SocketAddr, secret: &str, body
         Ok(answer) => (Some(answer.status), None),
         Err(_) => (None, None),
     };
-    Once { sent: Sent { body, status, id, latency: start.elapsed() }, start, server }
+    let stalled = status == Some(503) && stall::was_stalled(start, Instant::now());
+    Once { sent: Sent { body, status, id, latency: start.elapsed(), stalled }, start, server }
 }

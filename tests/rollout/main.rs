@@ -195,7 +195,7 @@ fn topic(kind: &str) -> String {
 }
 
 fn judge(broker: &str, brokers: &Brokers, sent: &[Once], kills: &[(Instant, Instant)]) {
-    let refused: Vec<&Once> = sent.iter().filter(|one| !one.sent.is_accepted()).collect();
+    let refused: Vec<&Once> = sent.iter().filter(|one| !one.sent.is_accepted() && !one.sent.stalled).collect();
     // Inside the process at its kill -9: begun before it was gone, and without an answer by then. HAProxy had sent it to that relay, and answers 502 (503
     // would be one that no relay took), or closes the connection without a word if both it and the relay's had carried a request before.
     let killed = format!("relay-{KILLED}");

@@ -92,7 +92,7 @@ impl Alone {
             assert_eq!(answer.status, 503, "{}", answer.text());
             assert!(took < Duration::from_secs(2), "it took {took:?}");
             assert!(answer.header("retry-after").is_some_and(|value| value.parse::<u32>().is_ok()), "{answer:?}");
-            self.sent.push(Sent { body, status: Some(503), id: None, latency: took });
+            self.sent.push(Sent { body, status: Some(503), id: None, latency: took, stalled: false });
         }
         for (path, status) in [("/readyz", 503), ("/livez", 200), ("/startupz", 200)] {
             assert_eq!(self.relay.get(path).expect("the admin port answers").status, status, "{path}");
@@ -107,7 +107,7 @@ impl Alone {
         let answer = self.relay.post(body.as_bytes());
         assert_eq!(answer.status, 200, "{}", answer.text());
         let id = answer.json()["id"].as_str().map(str::to_owned);
-        self.sent.push(Sent { body, status: Some(200), id, latency: start.elapsed() });
+        self.sent.push(Sent { body, status: Some(200), id, latency: start.elapsed(), stalled: false });
     }
 
     /// Waits until nothing is pending. The relay must run with its output open.

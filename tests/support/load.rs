@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Client, PATH, Relay, SECRET, now, sign};
+use super::{Client, PATH, Relay, SECRET, now, sign, stall};
 
 /// One webhook that was sent, and what came back.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Sent {
     pub id: Option<String>,
     /// From before connecting, where that was needed, to the answer's last byte.
     pub latency: Duration,
+    /// It was refused while the disk stood still; see [`stall`].
+    pub stalled: bool,
 }
 
 impl Sent {
@@ -40,6 +42,7 @@ impl Load {
         clients: usize,
         body: impl Fn(usize, usize) -> String + Clone + Send + 'static,
     ) -> Self {
+        stall::watch();
         let stop = Arc::new(AtomicBool::new(false));
         let accepted = Arc::new(AtomicU64::new(0));
         let clients = (0..clients)
@@ -95,7 +98,8 @@ fn run(address: SocketAddr, stop: &AtomicBool, accepted: &AtomicU64, body: impl 
         if status.is_none() {
             thread::sleep(Duration::from_millis(5)); // Nobody is there: no reason to ask thousands of times a second.
         }
-        let one = Sent { body, status, id, latency };
+        let stalled = status == Some(503) && stall::was_stalled(start, Instant::now());
+        let one = Sent { body, status, id, latency, stalled };
         if one.is_accepted() {
             accepted.fetch_add(1, Ordering::Relaxed);
         }

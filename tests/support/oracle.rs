@@ -142,7 +142,7 @@ mod tests {
 
     fn sent(number: usize, status: Option<u16>) -> Sent {
         let id = status.map(|_| format!("id-{number}"));
-        Sent { body: body(1, number * 12), status, id, latency: Duration::ZERO }
+        Sent { body: body(1, number * 12), status, id, latency: Duration::ZERO, stalled: false }
     }
 
     fn arrived(number: usize) -> Arrived {
