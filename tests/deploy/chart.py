@@ -213,6 +213,14 @@ REFUSED = [
     ({"config": None}, "config"),
     ({"config": {"outputs": {"amqp": {"urls": ["amqp://a/"]}}}}, "config.outputs.amqp.type is missing"),
     ({"config": {"outputs": {"kafka": {"security": {"password_file": "/etc/sipsim-relay/secrets/kfka/password"}}}}, "mountedSecrets": {"kafka": "k"}}, "mountedSecrets.kfka is missing"),
+    ({"config": {"outputs": {"kafka": {"urls": ["amqp://a/"]}}}}, "config.outputs.kafka.urls"),
+    ({"config": {"outputs": {"bus": {"type": "rabbitmq", "brokers": "k:9092"}}}}, "config.outputs.bus.brokers"),
+    ({"config": {"outputs": {"kafka": {"security": {"protocol": "SASL"}}}}}, "protocol"),
+    ({"config": {"accounts": {"a": {"path": "/x"}, "b": {"path": "/x"}}}, "accountSecrets": {"a": {"secretName": "s"}, "b": {"secretName": "s"}}}, "config.accounts.b.path"),
+    ({"config": {"admin": {"listen": "0.0.0.0:8080"}}}, "config.admin.listen"),
+    ({"accountSecrets": None}, "accountSecrets.default is missing"),
+    ({"httpRoute": {"hostnames": ["relay.example.com"]}}, "httpRoute.parentRefs is missing"),
+    ({"ingress": {"className": "nginx"}}, "ingress.hosts is missing"),
 ]
 
 
@@ -222,7 +230,8 @@ def check_refused():
             render(values)
             problem("refused", f"{json.dumps(values)} renders, and should be refused with a word about {named}")
         except helm_python.HelmError as error:
-            if named not in str(error):
+            # Of an `anyOf` Helm would name every branch, and that null was wanted helps nobody.
+            if named not in str(error) or "want null" in str(error):
                 problem("refused", f"{json.dumps(values)}: the message does not name {named}: {error}")
 
 
@@ -283,7 +292,6 @@ def check_schema():
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     def schema_keys(node, path=""):
-        node = node.get("anyOf", [node])[0]
         for key, inner in node.get("properties", {}).items():
             yield f"{path}{key}"
             yield from schema_keys(inner, f"{path}{key}.")

@@ -2,7 +2,9 @@
 {{- define "relay.accounts" -}}
 {{- $named := .Values.config.accounts | default dict -}}
 {{- if not $named -}}{{- $named = dict "default" (dict) -}}{{- end -}}
+{{- $secrets := .Values.accountSecrets | default dict -}}
 {{- $accounts := dict -}}
+{{- $owners := dict -}}
 {{- range $name, $account := $named -}}
   {{- if not (kindIs "invalid" $account) -}}
   {{- $account = deepCopy ($account | default dict) -}}
@@ -10,7 +12,11 @@
   {{- if not $account.path -}}
     {{- fail (printf "config.accounts.%s.path is missing: the path of the URL that is pasted at SIPSIM, such as /webhooks/%s" $name $name) -}}
   {{- end -}}
-  {{- if and (hasKey $.Values.accountSecrets $name) (index $.Values.accountSecrets $name) -}}
+  {{- with get $owners $account.path -}}
+    {{- fail (printf "config.accounts.%s.path: %s is the path of account %s too; each needs its own" $name $account.path .) -}}
+  {{- end -}}
+  {{- $_ := set $owners $account.path $name -}}
+  {{- if get $secrets $name -}}
     {{- if $account.secrets -}}
       {{- fail (printf "config.accounts.%s.secrets and accountSecrets.%s both say where the secrets are: leave one out" $name $name) -}}
     {{- end -}}
@@ -21,7 +27,7 @@
   {{- $_ := set $accounts $name $account -}}
   {{- end -}}
 {{- end -}}
-{{- range $name, $_ := .Values.accountSecrets -}}
+{{- range $name, $_ := $secrets -}}
   {{- if not (or (hasKey $accounts $name) (eq $name "default")) -}}
     {{- fail (printf "accountSecrets.%s: there is no account of this name under config.accounts (there is: %s)" $name (keys $accounts | sortAlpha | join ", ")) -}}
   {{- end -}}
@@ -81,6 +87,17 @@
   {{- if and (kindIs "map" $output) (not (has ($output.type | default $name) (list "kafka" "rabbitmq" "console"))) -}}
     {{- fail (printf "config.outputs.%s.type is missing: kafka, rabbitmq or console (only an output that is called so needs none)" $name) -}}
   {{- end -}}
+  {{- if kindIs "map" $output -}}
+    {{- $kind := $output.type | default $name -}}
+    {{- range $other, $key := dict "kafka" "brokers" "rabbitmq" "urls" -}}
+      {{- if and (hasKey $output $key) (ne $kind $other) -}}
+        {{- fail (printf "config.outputs.%s.%s: is a key of outputs of type %s, and this one's is %s" $name $key $other $kind) -}}
+      {{- end -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- if eq (include "relay.port" (list . "ingress")) (include "relay.port" (list . "admin")) -}}
+  {{- fail (printf "config.admin.listen: port %s is that of config.ingress.listen too; the public port shows nothing of the relay" (include "relay.port" (list . "admin"))) -}}
 {{- end -}}
 {{- $text := include "relay.table" (list $config "") -}}
 {{- if not .Values.extraVolumeMounts -}}

@@ -36,7 +36,7 @@ securityContext:
     name: {{ include "relay.fullname" . }}
     defaultMode: 0444
 {{- range $name, $_ := include "relay.accounts" . | fromJson }}
-{{- with get $.Values.accountSecrets $name }}
+{{- with get ($.Values.accountSecrets | default dict) $name }}
 - name: account-{{ $name | replace "_" "-" }}
   secret:
     secretName: {{ .secretName }}
@@ -61,7 +61,7 @@ securityContext:
   mountPath: /etc/sipsim-relay/config
   readOnly: true
 {{- range $name, $_ := include "relay.accounts" . | fromJson }}
-{{- if get $.Values.accountSecrets $name }}
+{{- if get ($.Values.accountSecrets | default dict) $name }}
 - name: account-{{ $name | replace "_" "-" }}
   mountPath: /etc/sipsim-relay/accounts/{{ $name }}
   readOnly: true
@@ -81,7 +81,7 @@ securityContext:
 {{- define "relay.testEventPod" -}}
 {{- $root := index . 0 -}}
 {{- $account := include "relay.testAccount" $root -}}
-{{- $secret := get $root.Values.accountSecrets $account -}}
+{{- $secret := get ($root.Values.accountSecrets | default dict) $account -}}
 {{- include "relay.podBasics" $root }}
 restartPolicy: Never
 containers:
