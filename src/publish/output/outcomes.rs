@@ -64,16 +64,16 @@ impl Output {
     fn park(&mut self, lane: usize, item: Item, error: &PublishError) {
         let reason = error.reason();
         let (why, detail) = match error {
-            PublishError::Rejected(text) => ("the broker does not take it", text.clone()),
+            PublishError::Rejected(text) => ("the broker does not take it: ", text.clone()),
             PublishError::NoEnvelope => {
-                ("its envelope cannot be made", "a fault in the relay itself; please report it".to_owned())
+                ("its envelope cannot be made: ", "a fault in the relay itself; please report it".to_owned())
             }
-            _ => ("the broker does not take it", String::new()),
+            _ => ("its topic takes none so large; raise the limit, then `sipsim-relay journal requeue`", String::new()),
         };
         let lane = &self.lanes[lane];
         error!(
             output = %self.name, topic = %lane.topic, event.id = %item.stored.event.id, event.sequence = item.sequence(), reason,
-            "an event is parked, {why}: {detail}"
+            "an event is parked, {why}{detail}"
         );
         self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), reason]).inc();
         let seen = format!("an event of {} is parked, {reason}: {detail}", lane.topic);
