@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::oracle::{self, Arrived, KINDS, Verdict};
 use super::{Brokers, Load, Metrics, Proxy, Relay, Sent, free_address, wait_for, wait_until, whole};
 
-/// What may arrive twice for each crash or lost connection, an output: what was in flight (10,000), and the cursor's lag (1,000). DESIGN §7.
+/// What may arrive twice for each crash or lost connection, an output: what may be in flight (10,000), and the cursor's lag (1,000). DESIGN §7.
 pub const WINDOW: usize = 11_000;
 /// Partitions of each topic.
 const PARTITIONS: i32 = 3;
