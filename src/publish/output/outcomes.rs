@@ -68,7 +68,9 @@ impl Output {
             PublishError::NoEnvelope => {
                 ("its envelope cannot be made: ", "a fault in the relay itself; please report it".to_owned())
             }
-            _ => ("the broker takes none so large; raise its limit, then `sipsim-relay journal requeue`", String::new()),
+            _ => {
+                ("the broker takes none so large; raise its limit, then `sipsim-relay journal requeue`", String::new())
+            }
         };
         let lane = &self.lanes[lane];
         error!(
