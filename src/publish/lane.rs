@@ -20,6 +20,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// librdkafka never reports that a topic has too few replicas, it tries again by itself: silence for so long counts as that (DESIGN §7).
 const STALLED_AFTER: Duration = Duration::from_secs(10);
+/// After a nack so many records go one at a time. A queue that is full and read gives room for one record or another of those in flight, and takes
+/// them out of order; one alone cannot be overtaken, and it is the queue's reader who decides how fast it goes.
+const CAREFUL_RECORDS: usize = LANE_EVENTS_MAX;
 /// After three tries in vain (about a second) a lane no longer keeps its events in memory.
 const STUCK_AFTER_ATTEMPTS: u32 = 3;
 
@@ -76,6 +79,8 @@ pub(super) struct Lane {
     proven: bool,
     /// Records up to this one go one at a time.
     alone_through: u64,
+    /// So many more, too, since one was nacked.
+    careful: usize,
     attempts: u32,
     last_report: Instant,
     /// More of this lane waits in the journal as rows, behind `taken_through`.
@@ -112,6 +117,7 @@ impl Lane {
             cause: None,
             proven: false,
             alone_through: 0,
+            careful: 0,
             attempts: 0,
             last_report: now,
             rows: false,
@@ -159,7 +165,8 @@ impl Lane {
         if self.open.len() >= LANE_EVENTS_MAX || self.open.bytes() >= LANE_BYTES_MAX || self.is_stalled(now) {
             return None;
         }
-        let one_at_a_time = !self.proven || self.queue.front()?.sequence() <= self.alone_through;
+        let first = self.queue.front()?.sequence();
+        let one_at_a_time = !self.proven || self.careful > 0 || first <= self.alone_through;
         let behind_one = self.open.oldest().is_some_and(|item| item.alone);
         if (one_at_a_time || behind_one) && !self.open.is_empty() {
             return None;
@@ -179,6 +186,7 @@ impl Lane {
         self.last_report = now;
         self.attempts = 0;
         self.proven = true;
+        self.careful = self.careful.saturating_sub(1);
         if !matches!(self.mode, Mode::Settling) {
             self.mode = Mode::Open;
         }
@@ -224,6 +232,9 @@ impl Lane {
         let Some(cause) = self.cause.take() else { return };
         self.mode = match cause.disposition() {
             Disposition::Hold => {
+                if cause == PublishError::Nack {
+                    self.careful = CAREFUL_RECORDS;
+                }
                 self.proven = false;
                 Mode::Held(cause.reason(), now + self.backoff())
             }
@@ -382,5 +393,33 @@ mod tests {
         // Nothing is heard of 1 any more.
         assert!(lane.is_stuck(start + STALLED_AFTER));
         assert_eq!(lane.open_without_row().map(|item| item.sequence()).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn after_a_nack_records_go_one_at_a_time_until_the_queue_has_taken_many() {
+        let start = Instant::now();
+        let mut lane = Lane::new("topic".into(), start);
+        lane.proven = true;
+        let mut pushed = 0;
+        let mut push = |lane: &mut Lane, count| {
+            for _ in 0..count {
+                pushed += 1;
+                let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
+                lane.push(Item::new(Box::new(Stored { sequence: pushed, event }), false, None));
+            }
+        };
+        push(&mut lane, 3);
+        assert!(lane.next(start).is_some() && lane.next(start).is_some());
+        // A reader of the queue made room between the two; it may again.
+        assert!(lane.failed(1, PublishError::Nack, start).is_some() && lane.delivered(2, start).is_some());
+        let later = start + BACKOFF_MAX;
+        for taken in 0..CAREFUL_RECORDS as u64 {
+            push(&mut lane, 1);
+            let sequence = lane.next(later).map(Item::sequence).unwrap();
+            assert_eq!(sequence, if taken == 0 { 1 } else { taken + 2 });
+            assert!(lane.next(later).is_none(), "one at a time");
+            assert!(lane.delivered(sequence, later).is_some());
+        }
+        assert!(lane.next(later).is_some() && lane.next(later).is_some(), "and then as ever");
     }
 }
