@@ -28,6 +28,10 @@ const ORDER_ROWS_IDLE: usize = 512;
 /// Behind the end of the tolerance, before a request's id is forgotten: a clock may be set by some seconds.
 const REQUESTS_KEPT_LONGER: Duration = Duration::from_secs(60);
 
+/// The part of `journal.size_max` that the memory of requests may take once the journal is nearly full, and what one takes of it at the most, bytes.
+const REQUESTS_PART: u64 = 10;
+const REQUEST_BYTES: u64 = 64;
+
 /// The open file, and what of it is kept in memory.
 pub(super) struct Database {
     pub db: Connection,
@@ -269,12 +273,14 @@ impl Database {
             save_floor(&self.db, step.floor)?;
         }
         let mut more = step.more;
-        if self.expired_at.elapsed() >= Duration::from_secs(1) {
+        if self.room.pressure || self.expired_at.elapsed() >= Duration::from_secs(1) {
             // A clock that jumps ahead must not make us forget requests that may come again once it is set right, so time passes here at
             // most as fast as it really does.
             let steady = started.1.plus(started.0.elapsed());
             let before = now.min(steady).minus(options.tolerance_max + REQUESTS_KEPT_LONGER);
-            let more_requests = self.seen.expire(&self.db, before.as_seconds())?;
+            // They may not crowd out events: where room is short, only the newest keep a part of it.
+            let crowding = if self.room.pressure { self.last.saturating_sub(requests_kept(options)) } else { 0 };
+            let more_requests = self.seen.expire(&self.db, before.as_seconds(), crowding)?;
             more |= more_requests;
             if !more_requests {
                 self.expired_at = Instant::now();
@@ -303,6 +309,11 @@ impl Database {
     pub fn show(&self, shared: &Shared) {
         shared.outputs.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.outputs);
     }
+}
+
+/// How many requests are remembered even when room is short.
+fn requests_kept(options: &Options) -> u64 {
+    options.config.size_max / REQUESTS_PART / REQUEST_BYTES
 }
 
 fn save_floor(db: &Connection, floor: u64) -> rusqlite::Result<()> {

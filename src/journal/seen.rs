@@ -69,11 +69,14 @@ impl Seen {
         }
     }
 
-    /// Deletes a few rows of ids signed before `second`; true if there may be more.
-    pub fn expire(&mut self, db: &Connection, second: i64) -> rusqlite::Result<bool> {
-        let mut select = db.prepare_cached("SELECT signed_at, sequence FROM requests WHERE signed_at < ? LIMIT ?")?;
+    /// Deletes a few rows of ids, the longest signed first: those signed before `second`, and those noted before `sequence`. True if there may be
+    /// more.
+    pub fn expire(&mut self, db: &Connection, second: i64, sequence: u64) -> rusqlite::Result<bool> {
+        let mut select =
+            db.prepare_cached("SELECT signed_at, sequence FROM requests ORDER BY signed_at, sequence LIMIT ?")?;
         let keys: Vec<(i64, i64)> = select
-            .query_map(params![second, EXPIRED_ROWS_PER_STEP], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .query_map([EXPIRED_ROWS_PER_STEP], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .take_while(|row| row.as_ref().map_or(true, |(at, noted)| *at < second || (*noted as u64) < sequence))
             .collect::<rusqlite::Result<_>>()?;
         let mut delete = db.prepare_cached("DELETE FROM requests WHERE signed_at = ? AND sequence = ?")?;
         for (signed_at, sequence) in &keys {
@@ -114,7 +117,7 @@ mod tests {
         let mut restarted = Seen::default();
         assert!(!restarted.note(&db, 100, id).unwrap(), "kept on disk");
         assert!(restarted.note(&db, 101, id).unwrap(), "signed anew");
-        assert!(!restarted.expire(&db, 101).unwrap());
+        assert!(!restarted.expire(&db, 101, 0).unwrap());
         assert!(restarted.note(&db, 100, id).unwrap(), "expired");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::alone::Alone;
 use crate::support::shim::{EIO, ENOSPC, EROFS, Knob};
-use crate::support::wait_until;
+use crate::support::{SECRET, now, sign, wait_until};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -272,6 +272,27 @@ fn history_gives_way_before_anything_is_refused() {
     let (bytes, most) = (metrics.get("sipsim_relay_journal_bytes", &[]), 4.0 * 1024.0 * 1024.0);
     assert!(bytes <= most, "{bytes} bytes");
     scene.judge(0);
+}
+
+/// So does the memory of requests: in a journal this small it alone would fill it within half a minute.
+#[test]
+fn what_is_remembered_of_requests_gives_way_too() {
+    let mut scene = Alone::prepare("[journal]\nsize_max = \"1 MiB\"\nfree_min = \"0\"\nretention = 0\n");
+    scene.relay.run();
+    let load = scene.load(64);
+    Alone::wait_for_accepted(&load, 40_000);
+    scene.note(load);
+    scene.drained();
+    let refused = scene.sent.iter().filter(|one| one.status != Some(200)).count();
+    assert_eq!(refused, 0, "of {}", scene.sent.len());
+    // What came a moment ago is known again all the same.
+    let (body, timestamp) = (scene.body(), now().to_string());
+    let signature = sign(SECRET, &timestamp, body.as_bytes());
+    let headers = [("X-Webhook-Timestamp", &*timestamp), ("X-Webhook-Signature", &*signature)];
+    let [first, again] = [(); 2].map(|()| scene.relay.post_with(&headers, body.as_bytes()).text());
+    assert_eq!(first, again);
+    let duplicates = scene.relay.metrics().get("sipsim_relay_webhooks_total", &[("outcome", "duplicate")]);
+    assert_eq!(duplicates, 1.0);
 }
 
 /// Debt fills it: 503 and not ready; what leaves makes room, and it goes on by itself.
