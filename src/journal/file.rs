@@ -129,6 +129,7 @@ pub(super) fn log_max(config: &config::Journal) -> u64 {
 
 /// Opens the journal for its one writer, making it if it is missing, for the holder of its lock. `log_max` as [`log_max`] gives it.
 pub(super) fn open(journal: &Path, log_max: u64, _lock: &Lock, now: Timestamp) -> Result<Connection, OpenError> {
+    finish_setting_aside(journal).map_err(|error| io_error(journal, error))?;
     if !journal.exists() {
         // SQLite gives its side files the mode of the main one, so this makes all of them 0600.
         OpenOptions::new()
@@ -183,26 +184,45 @@ pub(super) fn set_aside(journal: &Path, now: Timestamp) -> io::Result<PathBuf> {
         }
         aside = journal.with_file_name(format!("{base}.set-aside-{date}-{again}"));
     }
-    for suffix in ["-wal", "-shm"] {
+    // The file first: should we end in between, its log stays behind alone, which tells the next start to finish this.
+    std::fs::rename(journal, &aside)?;
+    set_log_aside(journal, &aside)?;
+    Ok(aside)
+}
+
+fn set_log_aside(journal: &Path, aside: &Path) -> io::Result<()> {
+    for suffix in ["-shm", "-wal"] {
         let side = with_suffix(journal, suffix);
         if side.exists() {
-            std::fs::rename(&side, with_suffix(&aside, suffix))?;
+            std::fs::rename(&side, with_suffix(aside, suffix))?;
         }
     }
-    std::fs::rename(journal, &aside)?;
-    File::open(folder(journal))?.sync_all()?;
-    Ok(aside)
+    File::open(folder(journal))?.sync_all()
+}
+
+/// A log without its journal is of one that was being set aside when the process ended. SQLite would delete it, and with it what only it holds.
+fn finish_setting_aside(journal: &Path) -> io::Result<()> {
+    if journal.exists() || !with_suffix(journal, "-wal").exists() {
+        return Ok(());
+    }
+    let newest = set_aside_files(journal).into_iter().filter(|aside| !with_suffix(aside, "-wal").exists()).max();
+    set_log_aside(journal, &newest.unwrap_or_else(|| with_suffix(journal, ".set-aside-alone")))
 }
 
 /// How many files were set aside and still lie beside the journal.
 pub(super) fn count_set_aside(journal: &Path) -> usize {
+    set_aside_files(journal).len()
+}
+
+fn set_aside_files(journal: &Path) -> Vec<PathBuf> {
     let prefix = format!("{}.set-aside-", journal.file_name().unwrap_or_default().to_string_lossy());
-    let Ok(entries) = std::fs::read_dir(folder(journal)) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(folder(journal)) else { return Vec::new() };
+    let is_one = |name: &str| name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm");
     entries
         .filter_map(Result::ok)
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm"))
-        .count()
+        .filter(|entry| is_one(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -297,9 +317,20 @@ fn create(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The file's content is wrong, which no waiting mends.
+/// A page is not what SQLite wrote, which no waiting mends.
 pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// As [`is_corrupt`], or the file has not the tables and values that we put there. One bit of a page that SQLite can walk all the same is enough: it
+/// names a column otherwise, or makes a number a null. No disk that fails and no other process makes such errors; waiting mends none of them.
+pub(super) fn is_not_as_written(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        // `Unknown` is SQLITE_ERROR: our own statement does not fit the tables.
+        Some(ErrorCode::Unknown | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch) => true,
+        Some(_) => is_corrupt(error),
+        None => true, // A value that rusqlite finds to be of another kind, or a row that is not there.
+    }
 }
 
 fn io_error(path: &Path, error: io::Error) -> OpenError {
@@ -311,10 +342,35 @@ fn io_error(path: &Path, error: io::Error) -> OpenError {
 
 fn sqlite_error(path: &Path, error: &rusqlite::Error) -> OpenError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => OpenError::Unreadable("it is corrupt".into()),
+        _ if is_corrupt(error) => OpenError::Unreadable("it is corrupt".into()),
+        _ if is_not_as_written(error) => OpenError::Unreadable(format!("it is corrupt: {error}")),
         Some(ErrorCode::PermissionDenied) => {
             OpenError::Forbidden(path.to_owned(), io::Error::from(io::ErrorKind::PermissionDenied))
         }
         _ => OpenError::Disk(format!("{}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn a_setting_aside_that_was_cut_short_costs_nothing_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let lock = lock(&path).unwrap();
+        let db = open(&path, 1 << 30, &lock, clock::now()).unwrap();
+        db.execute("INSERT INTO accounts (name, last_accepted_at) VALUES ('a', 1)", []).unwrap();
+        drop(db);
+        let aside = with_suffix(&path, ".set-aside-20250115T140207");
+        std::fs::rename(&path, &aside).unwrap();
+        open(&path, 1 << 30, &lock, clock::now()).unwrap();
+        let accounts = |path: &Path| {
+            let db = open_reader(path).unwrap();
+            db.query_row("SELECT count(*) FROM accounts", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        assert_eq!((accounts(&aside), accounts(&path), count_set_aside(&path)), (1, 0, 1));
     }
 }

@@ -33,6 +33,8 @@ mod row;
 mod seen;
 pub mod selection;
 mod writer;
+#[cfg(test)]
+mod flips;
 
 pub use file::OpenError;
 pub(crate) use file::misplaced;
@@ -223,11 +225,11 @@ impl Journal {
         done
     }
 
-    /// Tells what a reader met. If that was a page which nobody can read, the writer sets the file aside, and events are accepted into a new one:
-    /// else they would be taken in, and none would ever leave.
-    pub fn unreadable(&self, error: &rusqlite::Error) {
-        if file::is_corrupt(error) {
-            let _ = self.queue.send(Message::Corrupt(self.id(), error.to_string())); // Without a writer nothing is written either.
+    /// Tells what a reader met in the journal of this id. If that can never be read, the writer sets the file aside, and events are accepted into a
+    /// new one: else they would be taken in, and none would ever leave.
+    pub fn unreadable(&self, id: &Arc<str>, error: &rusqlite::Error) {
+        if file::is_not_as_written(error) {
+            let _ = self.queue.send(Message::Corrupt(Arc::clone(id), error.to_string())); // Without a writer nothing is written either.
         }
     }
 

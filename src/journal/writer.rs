@@ -238,7 +238,7 @@ impl Writer {
         let database =
             prove(&db).and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
         let database = database.map_err(|error| {
-            if file::is_corrupt(&error) {
+            if file::is_not_as_written(&error) {
                 self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
             }
             OpenError::Disk(format!("{}: {error}", path.display()))
@@ -263,7 +263,7 @@ impl Writer {
             _ => error.to_string(),
         };
         error!(journal.path = %self.shared.path.display(), "a write to the journal failed: {text}; events are refused with 503 until one succeeds");
-        if file::is_corrupt(error) {
+        if file::is_not_as_written(error) {
             self.corrupt = Some(text.clone());
         }
         self.shared.health.send_replace(Health::Failing(text));

@@ -209,7 +209,7 @@ impl Output {
                 Ok(any) => worked |= any,
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
-                    self.journal.unreadable(&error);
+                    self.journal.unreadable(&self.journal_id, &error);
                     self.read_again_at = Some(now + READ_AGAIN);
                 }
             }

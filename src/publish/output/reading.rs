@@ -1,5 +1,6 @@
 //! From the journal into the lanes: new events in order, held ones when their lane can go on, parked ones when they are due.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{error, warn};
@@ -174,9 +175,9 @@ impl Output {
     }
 
     async fn try_name_lanes(&mut self, routes: &str) -> Result<(), String> {
-        let journal = self.journal.clone();
+        let (journal, id) = (self.journal.clone(), Arc::clone(&self.journal_id));
         let text = |error: rusqlite::Error| {
-            journal.unreadable(&error);
+            journal.unreadable(&id, &error);
             error.to_string()
         };
         if self.row.routes != routes {
