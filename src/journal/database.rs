@@ -263,9 +263,9 @@ impl Database {
             trail: options.config.trail,
             size_max: options.config.size_max,
             pressure: self.room.pressure,
-            owed_from: ledger::owed_from(&self.outputs).unwrap_or(u64::MAX).min(self.last),
             rows,
-            outputs: self.outputs.len(),
+            outputs: &self.outputs,
+            last: self.last,
         };
         let step = self.retention.step(&self.db, &limits, now)?;
         if step.floor > self.floor {

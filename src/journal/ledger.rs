@@ -46,6 +46,12 @@ pub struct Span {
 }
 
 impl OutputRow {
+    /// What it owes behind its cursor.
+    fn owed(&self) -> impl Iterator<Item = Span> {
+        let behind = |span: &Span| Span { after: span.after.max(self.cursor), through: span.through };
+        self.spans.iter().map(behind).filter(|span| span.through.is_none_or(|through| span.after < through))
+    }
+
     /// The next stretch of owed events behind `position`: those after the first number, up to the second. `None` when there can be none yet.
     pub fn owed_after(&self, position: u64) -> Option<(u64, u64)> {
         self.spans
@@ -124,9 +130,48 @@ pub(super) fn configure(db: &Connection, configured: &[OutputName], last: u64, n
     Ok(())
 }
 
-/// What an output's cursor may not be behind for an event of this number to be deleted: `None` if no output owes anything any more.
-pub(super) fn owed_from(outputs: &[OutputRow]) -> Option<u64> {
+/// The next stretch behind `position` of events that no output owes as pending, up to `last`: those after the first number, up to the second.
+/// `None` if there are none yet. What a removed output owes keeps its own events, and none that came after its removal.
+pub(super) fn free_after(outputs: &[OutputRow], position: u64, last: u64) -> Option<(u64, u64)> {
     // A removed output whose pending are all settled may have a cursor before the end of its span, if nothing lay between; it owes nothing.
     let owing = outputs.iter().filter(|output| !output.removed || output.counts.pending > 0);
-    owing.filter_map(|output| output.owed_after(output.cursor)).map(|(after, _)| after).min()
+    let owed: Vec<Span> = owing.flat_map(OutputRow::owed).collect();
+    let mut after = position;
+    while let Some(span) = owed.iter().find(|span| span.after <= after && span.through.is_none_or(|end| after < end)) {
+        after = span.through?;
+    }
+    let through = owed.iter().map(|span| span.after).filter(|begin| *begin > after).min().unwrap_or(last).min(last);
+    (after < through).then_some((after, through))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(cursor: u64, removed: bool, spans: &[(u64, Option<u64>)]) -> OutputRow {
+        let spans = spans.iter().map(|(after, through)| Span { after: *after, through: *through }).collect();
+        let counts = Counts { pending: 1, ..Counts::default() };
+        OutputRow { number: 1, name: "o".into(), cursor, progress: 0, removed, routes: String::new(), counts, spans }
+    }
+
+    #[test]
+    fn what_no_output_owes_is_free_also_behind_a_debt() {
+        let live = output(90, false, &[(0, None)]);
+        let removed = output(10, true, &[(0, Some(20))]);
+        let back = output(10, false, &[(0, Some(20)), (50, None)]);
+        let check = |outputs: &[&OutputRow], expected: &[(u64, u64)]| {
+            let outputs: Vec<OutputRow> = outputs.iter().map(|output| (*output).clone()).collect();
+            let (mut found, mut position) = (Vec::new(), 0);
+            while let Some((after, through)) = free_after(&outputs, position, 100) {
+                found.push((after, through));
+                position = through;
+            }
+            assert_eq!(found, expected);
+        };
+        check(&[&live], &[(0, 90)]);
+        check(&[&live, &removed], &[(0, 10), (20, 90)]);
+        check(&[&live, &back], &[(0, 10), (20, 50)]);
+        check(&[&removed], &[(0, 10), (20, 100)]);
+        check(&[], &[(0, 100)]);
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
+use super::{OutputRow, ledger};
 use crate::clock::Timestamp;
 
 /// A new walk from the oldest event, for those that stood apart when the last one passed, begins at most this often.
@@ -32,18 +33,18 @@ pub(super) struct Step {
     pub floor: u64,
 }
 
-pub(super) struct Limits {
+pub(super) struct Limits<'a> {
     pub retention: Duration,
     pub trail: Duration,
     pub size_max: u64,
     /// Past 80 % of `size_max`: published events go whatever their age.
     pub pressure: bool,
-    /// No event behind this may go.
-    pub owed_from: u64,
     /// Rows to look at.
     pub rows: usize,
-    /// Outputs, each of which leaves a row in the trail for an event.
-    pub outputs: usize,
+    /// No event that one of them owes may go, and each leaves a row in the trail for an event.
+    pub outputs: &'a [OutputRow],
+    /// The last sequence given.
+    pub last: u64,
 }
 
 impl Retention {
@@ -52,28 +53,30 @@ impl Retention {
     }
 
     /// One step in the transaction under way.
-    pub fn step(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<Step> {
+    pub fn step(&mut self, db: &Connection, limits: &Limits<'_>, now: Timestamp) -> rusqlite::Result<Step> {
         let step = self.events(db, limits, now)?;
-        let rows = limits.rows * limits.outputs.max(1);
+        let rows = limits.rows * limits.outputs.len().max(1);
         Ok(Step { more: step.more | (trail(db, limits, rows, now)? >= rows), floor: step.floor })
     }
 
-    fn events(&mut self, db: &Connection, limits: &Limits, now: Timestamp) -> rusqlite::Result<Step> {
+    fn events(&mut self, db: &Connection, limits: &Limits<'_>, now: Timestamp) -> rusqlite::Result<Step> {
         // Only after a walk has come to its end: else one would never get past very many events that stand apart.
         if self.skipped && self.ended && self.walk_began_at.abs_diff(now) > WALK_EVERY {
             *self = Self { position: 0, walk_began_at: now, skipped: false, ended: false };
         }
-        self.ended = self.position >= limits.owed_from;
-        if self.ended {
+        let free_after = |position| ledger::free_after(limits.outputs, position, limits.last);
+        let Some((after, through)) = free_after(self.position) else {
+            self.ended = true;
             return Ok(Step { more: false, floor: 0 });
-        }
+        };
+        self.skipped |= after > self.position; // What a removed output owes.
+        self.position = after;
         let mut select = db.prepare_cached(
             "SELECT sequence, received_at, EXISTS (SELECT 1 FROM apart INDEXED BY apart_by_sequence WHERE apart.sequence = events.sequence) FROM events \
              WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
         )?;
-        let through = i64::try_from(limits.owed_from).unwrap_or(i64::MAX);
-        let (mut old, mut looked) = (Vec::new(), 0);
-        let mut rows = select.query(params![self.position as i64, through, limits.rows])?;
+        let (mut old, mut looked, mut young) = (Vec::new(), 0, false);
+        let mut rows = select.query(params![after as i64, through as i64, limits.rows])?;
         while let Some(row) = rows.next()? {
             let sequence: i64 = row.get(0)?;
             // A row that is damaged since it was published everywhere counts as old: what it says is checked nowhere else, and must not stop this.
@@ -84,13 +87,16 @@ impl Retention {
             } else if limits.pressure || now.since(received_at) >= limits.retention {
                 old.push(sequence);
             } else {
-                looked = 0; // What comes behind it is younger still.
+                young = true; // What comes behind it is younger still.
                 break;
             }
             self.position = sequence as u64;
         }
         drop(rows);
-        self.ended = looked < limits.rows;
+        if looked < limits.rows && !young {
+            self.position = through;
+        }
+        self.ended = young || free_after(self.position).is_none();
         let mut delete = db.prepare_cached("DELETE FROM events WHERE sequence = ?")?;
         let mut delete_given_up = db.prepare_cached("DELETE FROM given_up WHERE sequence = ?")?;
         for sequence in &old {
@@ -102,7 +108,7 @@ impl Retention {
 }
 
 /// Deletes up to `most` entries, the oldest first; how many.
-fn trail(db: &Connection, limits: &Limits, most: usize, now: Timestamp) -> rusqlite::Result<usize> {
+fn trail(db: &Connection, limits: &Limits<'_>, most: usize, now: Timestamp) -> rusqlite::Result<usize> {
     let mut ends = db.prepare_cached("SELECT (SELECT min(entry) FROM trail), (SELECT max(entry) FROM trail)")?;
     let ends: (Option<i64>, Option<i64>) = ends.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (Some(first), Some(last)) = ends else { return Ok(0) };

@@ -295,6 +295,33 @@ fn what_is_remembered_of_requests_gives_way_too() {
     assert_eq!(duplicates, 1.0);
 }
 
+/// What a removed output owes is kept, and nothing that came after its removal because of it.
+#[test]
+fn the_debt_of_a_removed_output_keeps_its_own_events_and_no_others() {
+    const SMALL: &str = "[outputs.console]\n[journal]\nsize_max = \"1 MiB\"\nfree_min = \"0\"\nretention = 0\n";
+    let mut scene = Alone::prepare(&format!("{SMALL}[outputs.kafka]\nbrokers = \"127.0.0.1:1\"\n"));
+    scene.relay.run();
+    let owed = |scene: &Alone| {
+        let exported = scene.relay.finish(&["journal", "export", "--output", "kafka", "--state", "pending"]);
+        String::from_utf8(exported.stdout).expect("JSON lines")
+    };
+    for _ in 0..5 {
+        scene.assert_back();
+    }
+    let before = owed(&scene);
+    assert_eq!(before.lines().count(), 5, "{before}");
+    scene.relay.kill9();
+    scene.relay.configure(SMALL);
+    scene.relay.run();
+    let load = scene.load(8);
+    Alone::wait_for_accepted(&load, 4_000);
+    scene.note(load);
+    scene.drained();
+    let refused = scene.sent.iter().filter(|one| one.status != Some(200)).count();
+    assert_eq!(refused, 0, "of {}", scene.sent.len());
+    assert_eq!(owed(&scene), before);
+}
+
 /// Debt fills it: 503 and not ready; what leaves makes room, and it goes on by itself.
 #[test]
 fn only_debt_fills_the_journal_and_the_output_s_return_empties_it() {
