@@ -176,9 +176,10 @@ pub fn outputs_of_different_fates(name: &str) {
     scene.drained(&BOTH, LONG);
     let (large, small): (Vec<Sent>, Vec<Sent>) = sent.iter().cloned().partition(|one| one.body.len() > TOO_LARGE);
     assert_eq!(large.len(), 1);
-    for (output, sent, arrived, parked) in
-        [("kafka", &small, scene.in_kafka(&KINDS), 1), ("rabbitmq", &sent, scene.in_rabbitmq(&KINDS, answered.len()), 0)]
-    {
+    for (output, sent, arrived, parked) in [
+        ("kafka", &small, scene.in_kafka(&KINDS), 1),
+        ("rabbitmq", &sent, scene.in_rabbitmq(&KINDS, answered.len()), 0),
+    ] {
         eprintln!("-- {output}");
         let verdict = oracle::judge(sent, &arrived);
         verdict.assert_kept(3 * WINDOW);
