@@ -1,5 +1,6 @@
 //! The program itself: exit codes, what goes to stdout and what to stderr.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
@@ -62,6 +63,73 @@ fn a_simulation_says_what_is_wrong_before_it_sends() {
         "",
         "holds no certificate",
     );
+}
+
+/// A folder with these files, to run the relay in.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    dir
+}
+
+/// What a command prints to stdout and stderr in `dir`. It ends by itself, and within ten seconds.
+fn output_in(dir: &tempfile::TempDir, arguments: &str, code: i32) -> String {
+    let ports = ["RELAY_INGRESS__LISTEN", "RELAY_ADMIN__LISTEN"].map(|name| (name, "127.0.0.1:0"));
+    let mut command = Command::new("timeout");
+    command.args(["10", env!("CARGO_BIN_EXE_sipsim-relay")]).args(arguments.split_whitespace());
+    let output = command.current_dir(dir).envs(ports).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments}: {text}");
+    text
+}
+
+#[test]
+fn a_start_names_every_account_without_a_secret_beside_other_problems() {
+    let dir = folder(&[(
+        "relay.toml",
+        "[log]\nlevel = \"loud\"\n[accounts.a]\npath = \"/a\"\n[accounts.b]\npath = \"/b\"\nsecrets = \"none\"\n",
+    )]);
+    let said = output_in(&dir, "run", 1);
+    for place in
+        ["relay.toml:2: log.level: ", "relay.toml:3: accounts.a.secrets: ", "relay.toml:7: accounts.b.secrets: "]
+    {
+        assert!(said.contains(place), "{place:?} is not in {said:?}");
+    }
+}
+
+#[test]
+fn a_secret_is_judged_before_the_start_as_it_is_after_it() {
+    let dir = folder(&[("data/secrets/large", &"x".repeat(65 << 10))]);
+    for command in ["check", "run"] {
+        let said = output_in(&dir, command, 1);
+        assert!(said.contains("larger than 64 KiB"), "{said}");
+    }
+    fs::remove_file(dir.path().join("data/secrets/large")).unwrap();
+    let pipe = dir.path().join("data/secrets/pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let said = output_in(&dir, "check", 0);
+    assert!(said.contains("no secret yet"), "{said}"); // A pipe in the folder is no file of it,
+    fs::write(dir.path().join("relay.toml"), "accounts.default.secrets = \"data/secrets/pipe\"").unwrap();
+    let said = output_in(&dir, "run", 1);
+    assert!(said.contains("neither a file nor a folder"), "{said}"); // and one that is named is not waited for.
+}
+
+#[test]
+fn what_is_a_problem_is_not_a_warning_too() {
+    let tls = "[ingress.tls]\ncertificate_file = \"c\"\nprivate_key_file = \"k\"\n";
+    let said = output_in(&folder(&[("relay.toml", tls)]), "check", 1);
+    assert_eq!(said.matches("ingress.tls.private_key_file: `k` cannot be read").count(), 1, "{said}");
+}
+
+#[test]
+fn a_trace_wants_a_call_an_event_or_a_time() {
+    for arguments in ["--format json", "--until 14:00", "--event sms"] {
+        check(&format!("journal trace {arguments}"), 2, "", "<--call <ID>|--id <ID>|--since <TIME>>");
+    }
 }
 
 #[test]
