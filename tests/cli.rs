@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn relay(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sipsim-relay"));
@@ -130,6 +132,45 @@ fn a_trace_wants_a_call_an_event_or_a_time() {
     for arguments in ["--format json", "--until 14:00", "--event sms"] {
         check(&format!("journal trace {arguments}"), 2, "", "<--call <ID>|--id <ID>|--since <TIME>>");
     }
+}
+
+#[test]
+fn the_last_word_is_on_the_last_refused_request() {
+    let dir = folder(&[]);
+    let mut relay = relay("run");
+    relay.current_dir(&dir).env("RELAY_INGRESS__LISTEN", "127.0.0.1:0").env("RELAY_ADMIN__LISTEN", "127.0.0.1:0");
+    let mut relay = relay.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(relay.stderr.take().unwrap()).lines();
+    let line = log.find_map(|line| line.ok().filter(|line| line.contains("webhooks at http://"))).unwrap();
+    let address = |after: &str| {
+        let rest = line.split_once(after).unwrap().1;
+        rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect::<String>()
+    };
+    // Both within a second, in which but one is looked into at once.
+    for headers in ["", "X-Webhook-Timestamp: noon\r\nX-Webhook-Signature: a\r\n"] {
+        let mut stream = TcpStream::connect(address("webhooks at http://")).unwrap();
+        let head = format!(
+            "POST /webhooks/sipsim HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}Content-Length: 2\r\n\r\n{{}}"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+    let admin = address("metrics http://");
+    let until = Instant::now() + Duration::from_secs(5);
+    let said = loop {
+        let mut verify = self::relay("verify --last");
+        let output = verify.current_dir(&dir).env("RELAY_ADMIN__LISTEN", &admin).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        if said.contains("malformed_header") || Instant::now() > until {
+            break said;
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    assert!(said.contains("malformed_header") && said.contains("X-Webhook-Timestamp is not Unix time"), "{said}");
 }
 
 #[test]

@@ -186,6 +186,7 @@ impl Relay {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve());
         let (recovered, late) = mpsc::channel(RECOVERED_MAX);
+        tasks.spawn(Arc::clone(&accounts).look_into_refused());
         tasks.spawn(Arc::clone(&accounts).watch(recovered));
         tasks.spawn(take_in_late(late, config.events.extra.clone(), journal.clone(), metrics));
         Ok(Self {
