@@ -1,8 +1,11 @@
 //! The program itself: exit codes, what goes to stdout and what to stderr.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 fn relay(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sipsim-relay"));
@@ -62,6 +65,112 @@ fn a_simulation_says_what_is_wrong_before_it_sends() {
         "",
         "holds no certificate",
     );
+}
+
+/// A folder with these files, to run the relay in.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    dir
+}
+
+/// What a command prints to stdout and stderr in `dir`. It ends by itself, and within ten seconds.
+fn output_in(dir: &tempfile::TempDir, arguments: &str, code: i32) -> String {
+    let ports = ["RELAY_INGRESS__LISTEN", "RELAY_ADMIN__LISTEN"].map(|name| (name, "127.0.0.1:0"));
+    let mut command = Command::new("timeout");
+    command.args(["10", env!("CARGO_BIN_EXE_sipsim-relay")]).args(arguments.split_whitespace());
+    let output = command.current_dir(dir).envs(ports).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments}: {text}");
+    text
+}
+
+#[test]
+fn a_start_names_every_account_without_a_secret_beside_other_problems() {
+    let dir = folder(&[(
+        "relay.toml",
+        "[log]\nlevel = \"loud\"\n[accounts.a]\npath = \"/a\"\n[accounts.b]\npath = \"/b\"\nsecrets = \"none\"\n",
+    )]);
+    let said = output_in(&dir, "run", 1);
+    for place in
+        ["relay.toml:2: log.level: ", "relay.toml:3: accounts.a.secrets: ", "relay.toml:7: accounts.b.secrets: "]
+    {
+        assert!(said.contains(place), "{place:?} is not in {said:?}");
+    }
+}
+
+#[test]
+fn a_secret_is_judged_before_the_start_as_it_is_after_it() {
+    let dir = folder(&[("data/secrets/large", &"x".repeat(65 << 10))]);
+    for command in ["check", "run"] {
+        let said = output_in(&dir, command, 1);
+        assert!(said.contains("larger than 64 KiB"), "{said}");
+    }
+    fs::remove_file(dir.path().join("data/secrets/large")).unwrap();
+    let pipe = dir.path().join("data/secrets/pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let said = output_in(&dir, "check", 0);
+    assert!(said.contains("no secret yet"), "{said}"); // A pipe in the folder is no file of it,
+    fs::write(dir.path().join("relay.toml"), "accounts.default.secrets = \"data/secrets/pipe\"").unwrap();
+    let said = output_in(&dir, "run", 1);
+    assert!(said.contains("neither a file nor a folder"), "{said}"); // and one that is named is not waited for.
+}
+
+#[test]
+fn what_is_a_problem_is_not_a_warning_too() {
+    let tls = "[ingress.tls]\ncertificate_file = \"c\"\nprivate_key_file = \"k\"\n";
+    let said = output_in(&folder(&[("relay.toml", tls)]), "check", 1);
+    assert_eq!(said.matches("ingress.tls.private_key_file: `k` cannot be read").count(), 1, "{said}");
+}
+
+#[test]
+fn a_trace_wants_a_call_an_event_or_a_time() {
+    for arguments in ["--format json", "--until 14:00", "--event sms"] {
+        check(&format!("journal trace {arguments}"), 2, "", "<--call <ID>|--id <ID>|--since <TIME>>");
+    }
+}
+
+#[test]
+fn the_last_word_is_on_the_last_refused_request() {
+    let dir = folder(&[]);
+    let mut relay = relay("run");
+    relay.current_dir(&dir).env("RELAY_INGRESS__LISTEN", "127.0.0.1:0").env("RELAY_ADMIN__LISTEN", "127.0.0.1:0");
+    let mut relay = relay.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(relay.stderr.take().unwrap()).lines();
+    let line = log.find_map(|line| line.ok().filter(|line| line.contains("webhooks at http://"))).unwrap();
+    let address = |after: &str| {
+        let rest = line.split_once(after).unwrap().1;
+        rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect::<String>()
+    };
+    // Both within a second, in which but one is looked into at once.
+    for headers in ["", "X-Webhook-Timestamp: noon\r\nX-Webhook-Signature: a\r\n"] {
+        let mut stream = TcpStream::connect(address("webhooks at http://")).unwrap();
+        let head = format!(
+            "POST /webhooks/sipsim HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}Content-Length: 2\r\n\r\n{{}}"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+    let admin = address("metrics http://");
+    let until = Instant::now() + Duration::from_secs(5);
+    let said = loop {
+        let mut verify = self::relay("verify --last");
+        let output = verify.current_dir(&dir).env("RELAY_ADMIN__LISTEN", &admin).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        if said.contains("malformed_header") || Instant::now() > until {
+            break said;
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    assert!(said.contains("malformed_header") && said.contains("X-Webhook-Timestamp is not Unix time"), "{said}");
 }
 
 #[test]

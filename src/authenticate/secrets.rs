@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, iter};
 
-use crate::config::{self, AccountName};
+use crate::config::{self, AccountName, SECRET_FILE_MAX};
 use crate::secret::Secret;
 use zeroize::Zeroizing;
 
@@ -14,8 +14,6 @@ use zeroize::Zeroizing;
 pub const SECRETS_DEFAULT: &str = "data/secrets";
 /// The label of the secret from the environment.
 const ENVIRONMENT: &str = "environment";
-/// No secret is as long; what is, is another file put there by mistake. Bytes.
-const SECRET_FILE_MAX: u64 = 64 * 1024;
 
 pub struct NamedSecret {
     /// The file's name, or `environment`.
@@ -61,7 +59,7 @@ impl fmt::Display for ReloadReport {
             Unusable::TooLarge => write!(
                 f,
                 "account {account}: {place} is larger than {} KiB, so no secret, and is skipped; remove it",
-                SECRET_FILE_MAX / 1024
+                SECRET_FILE_MAX >> 10
             ),
             Unusable::NoneLeft => write!(
                 f,
@@ -103,7 +101,8 @@ impl Found<'_> {
     fn place(&mut self, path: &Path) {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => self.folder(path),
-            Ok(metadata) => self.file(path, &metadata),
+            Ok(metadata) if metadata.is_file() => self.file(path, &metadata),
+            Ok(_) => self.unreadable(path, &io::Error::other("it is neither a file nor a folder")),
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.may_be_absent(path) => {}
             Err(error) => self.unreadable(path, &error),
         }

@@ -26,8 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the relay
     #[command(
-        after_help = "Without any configuration it listens on 127.0.0.1:8080, keeps its journal in data/, prints events on stdout, and
-makes itself a secret on the first start. SIGTERM or Ctrl-C ends it in order."
+        after_help = "Without any configuration it listens on 127.0.0.1:8080, keeps its journal in data/, prints events on stdout, and makes itself a secret on the first start.
+SIGTERM or Ctrl-C ends it in order."
     )]
     Run,
     /// Watch the relay at work with a simulated SIPSIM: no broker, no configuration, nothing left behind

@@ -33,7 +33,7 @@ const OPEN_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the relay until SIGTERM or SIGINT. `Err` says why it could not start.
 pub fn run(file: Option<&Path>) -> Result<bool, String> {
-    let loaded = load(file)?;
+    let loaded = config::load(file, std::env::vars_os()).map_err(|_| all_problems(file))?;
     let missing = loaded.missing();
     if !missing.is_empty() {
         return Err(Problems(missing).to_string());
@@ -80,6 +80,12 @@ pub fn admin_address(file: Option<&Path>) -> Result<SocketAddr, String> {
 /// Loads the configuration of a command that needs one that is in order.
 pub fn load(file: Option<&Path>) -> Result<Loaded, String> {
     config::load(file, std::env::vars_os()).map_err(|problems| format!("the configuration is not in order\n{problems}"))
+}
+
+/// As `check` prints them: also what a start would not find, lest an account without a secret be named only on the next try.
+fn all_problems(file: Option<&Path>) -> String {
+    let found = config::inspect(file, std::env::vars_os(), true);
+    format!("the configuration is not in order\n{}", Problems(found.problems))
 }
 
 struct Signals {
@@ -180,6 +186,7 @@ impl Relay {
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve());
         let (recovered, late) = mpsc::channel(RECOVERED_MAX);
+        tasks.spawn(Arc::clone(&accounts).look_into_refused());
         tasks.spawn(Arc::clone(&accounts).watch(recovered));
         tasks.spawn(take_in_late(late, config.events.extra.clone(), journal.clone(), metrics));
         Ok(Self {

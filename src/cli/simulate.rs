@@ -11,6 +11,9 @@ use crate::simulate::{Options, Summary, What, run};
 pub fn simulate(args: SimulateArgs) -> Result<bool, String> {
     let format = args.format;
     let options = options(args)?;
+    if let (Some(file), false) = (&options.ca_file, options.target.tls) {
+        notice(format_args!("--ca-file {}: has no effect, since --to begins with http://", file.display()));
+    }
     // One thread: where it runs beside a relay to measure it, it must not take that one's processors.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;

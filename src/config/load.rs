@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::problem::{Place, Problem, Problems, Warning};
@@ -86,6 +87,9 @@ pub fn inspect(
     let known: Vec<String> = problems.iter().map(|problem| problem.key.clone()).collect();
     let missing = secrets::missing(&config, &sources).into_iter().filter(|problem| !known.contains(&problem.key));
     problems.extend(missing);
+    found.retain(|warning| {
+        !problems.iter().any(|problem| problem.key == warning.key && problem.message == warning.message)
+    });
     problems.sort_by(|a, b| a.place.cmp(&b.place));
     Inspected { config, file: sources.file, problems, warnings: found, secrets }
 }
@@ -143,17 +147,31 @@ pub(super) fn read(
     let section = root.section("admin");
     let admin = sections::admin(&section);
     // A port of 0 is whichever is free, so that two of them are never the same.
-    if admin.listen == ingress.listen && admin.listen.port() != 0 && section.sound(&["listen"]) {
-        section.problem(
-            "listen",
-            format!("{} is ingress.listen too; the public port shows nothing of the relay", admin.listen),
-        );
+    let port = admin.listen.port();
+    if port == ingress.listen.port() && port != 0 && overlap(admin.listen.ip(), ingress.listen.ip()) {
+        let ingress_section = root.section("ingress");
+        let (here, other, address) = match section.is_given("listen") || !ingress_section.is_given("listen") {
+            true => (&section, "ingress.listen", admin.listen),
+            false => (&ingress_section, "admin.listen", ingress.listen),
+        };
+        if section.sound(&["listen"]) && ingress_section.sound(&["listen"]) {
+            here.problem(
+                "listen",
+                format!("{address} is the port of {other} too; the public port shows nothing of the relay"),
+            );
+        }
     }
     let shutdown = sections::shutdown(&root.section("shutdown"));
     let log = sections::log(&root.section("log"));
     let config = Config { instance, ingress, accounts, events, envelope, journal, outputs, admin, shutdown, log };
     let (sources, problems, asked) = reader.finish();
     (config, sources, problems, asked)
+}
+
+/// Whether one address listens where the other does. `[::]` takes IPv4 in too.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    let all = |all: IpAddr, of: IpAddr| all.is_unspecified() && (all.is_ipv6() || of.is_ipv4());
+    one == other || all(one, other) || all(other, one)
 }
 
 impl Config {

@@ -27,6 +27,7 @@ mod warnings;
 
 pub use load::{Inspected, Loaded, inspect, load};
 pub use problem::{Place, Problem, Problems, Warning};
+pub(crate) use secrets::FILE_MAX as SECRET_FILE_MAX;
 pub use warnings::warnings;
 
 /// A name that configuration gives: an account or an output. `[a-z0-9_-]{1,32}`.

@@ -17,6 +17,8 @@ use crate::secret::Secret;
 const FIRST_SECRET: &str = "sipsim";
 /// Files of one folder that are looked at. A folder with more is no folder of secrets.
 const FILES_MAX: usize = 1000;
+/// Bytes. No secret is as long; what is, is another file put there by mistake.
+pub(crate) const FILE_MAX: u64 = 64 << 10;
 
 /// One file of secrets, as it is found.
 pub(super) struct SecretFile {
@@ -28,20 +30,33 @@ pub(super) struct SecretFile {
 /// The files of an account's secrets: the file itself, or those of the folder whose name does not begin with a dot, by name.
 pub(super) fn files(secrets: &Path) -> io::Result<Vec<SecretFile>> {
     let read =
-        |path: PathBuf| SecretFile { secret: Secret::read(&path), readable_by_all: is_readable_by_all(&path), path };
+        |path: PathBuf| SecretFile { secret: read_file(&path), readable_by_all: is_readable_by_all(&path), path };
     if !fs::metadata(secrets)?.is_dir() {
         return Ok(vec![read(secrets.to_owned())]);
     }
     let mut paths = Vec::new();
     for entry in fs::read_dir(secrets)?.take(FILES_MAX) {
         let entry = entry?;
-        // Kubernetes mounts each key as a link into a folder `..data`, so what counts is what the link leads to.
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") && !entry.path().is_dir() {
+        // Kubernetes mounts each key as a link into a folder `..data`, so what counts is what the link leads to. What leads nowhere is told of.
+        let is_file = fs::metadata(entry.path()).map_or(true, |metadata| metadata.is_file());
+        if is_file && !entry.file_name().as_encoded_bytes().starts_with(b".") {
             paths.push(entry.path());
         }
     }
     paths.sort();
     Ok(paths.into_iter().map(read).collect())
+}
+
+/// As the running relay takes it: a pipe would let us wait for ever.
+fn read_file(path: &Path) -> io::Result<Secret> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is neither a file nor a folder"));
+    }
+    if metadata.len() > FILE_MAX {
+        return Err(io::Error::other(format!("it is larger than {} KiB, so no secret", FILE_MAX >> 10)));
+    }
+    Secret::read(path)
 }
 
 pub(super) fn is_readable_by_all(path: &Path) -> bool {

@@ -187,7 +187,9 @@ pub struct SelectArgs {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = true, args = ["call", "id", "since"])]
+// The group of its own that clap makes of a struct has all its arguments in it, so that `--format` alone would do.
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["call", "id", "since"])))]
 pub struct TraceArgs {
     /// Only this event, such as sms
     #[arg(long, value_name = "NAME")]

@@ -235,7 +235,15 @@ fn the_rest_has_its_bounds_too() {
         ("journal = \"data\"", "journal: is a section; write [journal] and its keys below"),
         (
             "admin.listen = \"127.0.0.1:8080\"",
-            "admin.listen: 127.0.0.1:8080 is ingress.listen too; the public port shows nothing of the relay",
+            "admin.listen: 127.0.0.1:8080 is the port of ingress.listen too; the public port shows nothing of the relay",
+        ),
+        (
+            "ingress.listen = \"127.0.0.1:8081\"", // Where the file has but one of them, that one is named.
+            "ingress.listen: 127.0.0.1:8081 is the port of admin.listen too; the public port shows nothing of the relay",
+        ),
+        (
+            "ingress.listen = \"[::]:8081\"",
+            "ingress.listen: [::]:8081 is the port of admin.listen too; the public port shows nothing of the relay",
         ),
         (
             "shutdown.drain = \"2h\"",
@@ -251,6 +259,7 @@ fn the_rest_has_its_bounds_too() {
         bad(line, &[&format!("relay.toml:1: {message}")]);
     }
     good("shutdown.drain = \"1h\"");
+    good("ingress.listen = \"0.0.0.0:9\"\nadmin.listen = \"[::1]:9\"");
     good("ingress.listen = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"");
     let config = good("journal = { retention = 0, trail = \"0s\", free_min = 0, size_max = \"1 MiB\" }");
     assert!(config.journal.retention.is_zero() && config.journal.free_min == 0);
@@ -258,7 +267,7 @@ fn the_rest_has_its_bounds_too() {
         "ingress.listen = \"127.0.0.1:9\"",
         &[("RELAY_ADMIN__LISTEN", "127.0.0.1:9")],
         &[
-            "RELAY_ADMIN__LISTEN: admin.listen: 127.0.0.1:9 is ingress.listen too; the public port shows nothing of the relay",
+            "RELAY_ADMIN__LISTEN: admin.listen: 127.0.0.1:9 is the port of ingress.listen too; the public port shows nothing of the relay",
         ],
     );
 }
