@@ -45,6 +45,11 @@ bench-micro: build-needs ## what verify, normalize and envelope cost: times, and
 	cargo bench --locked --bench micro
 	cargo bench --locked --bench micro -- $(or $(ARGS),instructions)
 
+.PHONY: bench-peers
+# The first run builds Bento, ten minutes. ARGS="--only outage --broker kafka" plays only that.
+bench-peers: build-needs ## the relay beside Bento doing its job, with real brokers: speed, cost, what a kill and an outage lose; wants Go
+	bento=$$(benches/peers/build-bento) && cargo bench --locked --bench bench -- peers --bento "$$bento" $(ARGS)
+
 .PHONY: status-page
 # Apart from `make test`, since Chromium is 350 MB of packages; the page's text and policy are in the unit tests.
 status-page: build-needs ## the status page in a real Chromium, well and in four kinds of trouble; leaves pictures in target/status-page
