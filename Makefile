@@ -39,6 +39,17 @@ fuzz: build-needs ## a hundred million inputs for what reads bytes that anybody 
 bench: build-needs ## measures a release build beside its floor and bare clients (docs/performance.md); ARGS="--against FILE" compares
 	cargo bench --locked --bench bench -- $(ARGS)
 
+.PHONY: bench-micro
+bench-micro: build-needs ## what verify, normalize and envelope cost: times, and instructions, which fail past 5 % above those kept; ARGS=save keeps
+	@scripts/need valgrind:valgrind
+	cargo bench --locked --bench micro
+	cargo bench --locked --bench micro -- $(or $(ARGS),instructions)
+
+.PHONY: bench-peers
+# The first run builds Bento, ten minutes. ARGS="--only outage --broker kafka" plays only that.
+bench-peers: build-needs ## the relay beside Bento doing its job, with real brokers: speed, cost, what a kill and an outage lose; wants Go
+	bento=$$(benches/peers/build-bento) && cargo bench --locked --bench bench -- peers --bento "$$bento" $(ARGS)
+
 .PHONY: status-page
 # Apart from `make test`, since Chromium is 350 MB of packages; the page's text and policy are in the unit tests.
 status-page: build-needs ## the status page in a real Chromium, well and in four kinds of trouble; leaves pictures in target/status-page

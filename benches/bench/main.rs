@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 mod clients;
 mod load;
+mod peers;
 mod process;
 mod relay;
 mod report;
@@ -72,9 +73,19 @@ enum Part {
 #[derive(Subcommand)]
 enum Role {
     Instant,
-    Floor { file: PathBuf },
-    Kafka { brokers: String, journal: PathBuf },
-    Rabbitmq { url: String, journal: PathBuf },
+    Floor {
+        file: PathBuf,
+    },
+    Kafka {
+        brokers: String,
+        journal: PathBuf,
+    },
+    Rabbitmq {
+        url: String,
+        journal: PathBuf,
+    },
+    /// Measures the relay beside Bento instead: `make bench-peers`
+    Peers(peers::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -84,6 +95,7 @@ fn main() -> ExitCode {
         Some(Role::Floor { file }) => servers::floor(file),
         Some(Role::Kafka { brokers, journal }) => clients::kafka(brokers, journal),
         Some(Role::Rabbitmq { url, journal }) => clients::rabbitmq(url, journal),
+        Some(Role::Peers(peers)) => peers::measure(peers),
         None => measure(&arguments),
     };
     match done {
@@ -311,6 +323,11 @@ impl Brokers {
             |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
         let missing = "scripts/brokers printed no address";
         Ok(Self { kafka: find("KAFKA").ok_or(missing)?, rabbitmq: find("RABBITMQ").ok_or(missing)?, folder })
+    }
+
+    /// `stop-one` or `start-one` of `kafka` or `rabbitmq`; returns once that is done.
+    fn order(&self, order: &str, broker: &str) -> Result<(), String> {
+        Self::script(&[order, broker], self.folder.path()).map(drop)
     }
 
     fn script(arguments: &[&str], folder: &Path) -> Result<String, String> {

@@ -39,7 +39,7 @@ pub fn configure(folder: &Path, outputs: &str) -> Result<PathBuf, String> {
     Ok(file)
 }
 
-fn free_port() -> Result<u16, String> {
+pub fn free_port() -> Result<u16, String> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
     listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
 }

@@ -33,16 +33,18 @@ pub struct Program {
 }
 
 /// The columns in the order of the table, with their decimals. The first is the rate.
-const COLUMNS: [(&str, usize); 11] = [
+const COLUMNS: [(&str, usize); 13] = [
     ("per second", 0),
     ("of the floor", 2),
     ("p50 ms", 2),
     ("p99 ms", 1),
     ("p99.9 ms", 1),
     ("max ms", 0),
+    ("refused", 0),
     ("CPU s / 10,000", 3),
     ("load's CPU s / 10,000", 3),
     ("KB written each", 1),
+    ("s until all published", 1),
     ("MB at start", 0),
     ("MB at most", 0),
 ];
