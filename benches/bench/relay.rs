@@ -21,19 +21,36 @@ pub struct Relay {
     runtime: tokio::runtime::Runtime,
 }
 
+/// What of a configuration differs from run to run.
+pub struct Settings<'a> {
+    /// Whole sections.
+    pub outputs: &'a str,
+    /// Keys of `[journal]`, beside its path.
+    pub journal: &'a str,
+    /// Whole sections under `ingress`.
+    pub ingress: &'a str,
+}
+
 /// Writes a configuration with its secret; `outputs` are whole sections.
 pub fn configure(folder: &Path, outputs: &str) -> Result<PathBuf, String> {
+    configure_all(folder, &Settings { outputs, journal: "", ingress: "" })
+}
+
+pub fn configure_all(folder: &Path, settings: &Settings<'_>) -> Result<PathBuf, String> {
     let text = |error: std::io::Error| format!("{}: {error}", folder.display());
     std::fs::create_dir_all(folder.join("secrets")).map_err(text)?;
     std::fs::write(folder.join("secrets/bench"), SECRET).map_err(text)?;
     let (public, admin) = (free_port()?, free_port()?);
     let file = folder.join("relay.toml");
     let toml = format!(
-        "instance = \"bench\"\n[ingress]\nlisten = \"127.0.0.1:{public}\"\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\
-         [accounts.default]\npath = \"{PATH}\"\nsecrets = \"{}\"\n[journal]\npath = \"{}\"\n[shutdown]\ndrain = \"0s\"\n\
-         [log]\nlevel = \"error\"\n{outputs}",
+        "instance = \"bench\"\n[ingress]\nlisten = \"127.0.0.1:{public}\"\n{}[admin]\nlisten = \"127.0.0.1:{admin}\"\n\
+         [accounts.default]\npath = \"{PATH}\"\nsecrets = \"{}\"\n[journal]\npath = \"{}\"\n{}[shutdown]\ndrain = \"0s\"\n\
+         [log]\nlevel = \"error\"\n{}",
+        settings.ingress,
         folder.join("secrets").display(),
         folder.join("journal/journal.db").display(),
+        settings.journal,
+        settings.outputs,
     );
     std::fs::write(&file, toml).map_err(text)?;
     Ok(file)
@@ -93,8 +110,42 @@ impl Relay {
         series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
-    /// Waits until nothing of `output` is pending, and says how many events a second left it: from the first look that showed some gone to the
-    /// first that showed all gone, as the bare clients' clocks begin when they are connected. Then the CPU seconds of the same span.
+    fn figure(&self, name: &str, output: &str) -> Result<f64, String> {
+        Ok(Self::metric(&self.get("/metrics")?, name, &format!("output=\"{output}\"")))
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn() -> Result<bool, String>) -> Result<(), String> {
+        let began = Instant::now();
+        while !is_so()? {
+            if began.elapsed() > STARTS_WITHIN {
+                return Err(format!("the relay was not {what} within 30 s"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Waits until the broker answers.
+    pub fn connected(&self, output: &str) -> Result<(), String> {
+        self.until("connected", || Ok(self.figure("sipsim_relay_output_up", output)? == 1.0))
+    }
+
+    /// Waits until every event is confirmed and the trail has it.
+    pub fn nothing_pending(&self, output: &str) -> Result<(), String> {
+        self.until("done", || Ok(self.pending(output)? == 0.0))
+    }
+
+    pub fn pending(&self, output: &str) -> Result<f64, String> {
+        self.figure("sipsim_relay_events_pending{", output)
+    }
+
+    /// Events that any output got rid of since the start.
+    pub fn published(&self) -> Result<f64, String> {
+        Ok(Self::metric(&self.get("/metrics")?, "sipsim_relay_events_published_total", ""))
+    }
+
+    /// Waits until `count` events have left `output`, and says how many a second did: from the first look that showed some gone to the first that
+    /// showed all gone, as the bare clients' clocks begin when they are connected. Then the CPU seconds of the same span.
     pub fn drained(&self, output: &str, count: u64) -> Result<Drained, String> {
         let label = format!("output=\"{output}\"");
         let began = Instant::now();
@@ -106,7 +157,7 @@ impl Relay {
             if published >= count as f64 {
                 let (since, before, cpu) = first.unwrap_or((began, 0.0, 0.0));
                 let seconds = (now.0 - since).as_secs_f64();
-                return Ok(Drained { events: count as f64 - before, seconds, cpu_seconds: now.1 - cpu });
+                return Ok(Drained { events: published - before, seconds, cpu_seconds: now.1 - cpu });
             }
             if published > 0.0 && first.is_none() {
                 first = Some((now.0, published, now.1));
@@ -114,7 +165,8 @@ impl Relay {
             if began.elapsed() > Duration::from_secs(600) {
                 return Err(format!("{output}: {published} of {count} events published after ten minutes"));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            // Each look costs the relay a tenth of a millisecond or more.
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -23,6 +23,54 @@ pub struct Group {
     pub floor: String,
     pub rate: String,
     pub programs: Vec<Program>,
+    #[serde(default)]
+    pub aims: Vec<Aim>,
+}
+
+/// What a figure is to be.
+#[derive(Serialize, Deserialize)]
+pub struct Aim {
+    program: String,
+    column: String,
+    /// A lower limit, not an upper one.
+    is_least: bool,
+    limit: f64,
+    /// The limit is this many times the same figure of another program.
+    of: Option<String>,
+    /// Every run is to keep it, not only the median.
+    every_run: bool,
+}
+
+impl Aim {
+    pub fn least(program: &str, column: &str, limit: f64) -> Self {
+        Self { program: program.into(), column: column.into(), is_least: true, limit, of: None, every_run: false }
+    }
+
+    pub fn most(program: &str, column: &str, limit: f64) -> Self {
+        Self { is_least: false, ..Self::least(program, column, limit) }
+    }
+
+    pub fn never_over(program: &str, column: &str, limit: f64) -> Self {
+        Self { every_run: true, ..Self::most(program, column, limit) }
+    }
+
+    /// At most so many times what `other` shows.
+    pub fn most_of(program: &str, column: &str, other: &str, limit: f64) -> Self {
+        Self { of: Some(other.into()), ..Self::most(program, column, limit) }
+    }
+
+    /// What is looked at, the limit, and whether it is kept. `None` if it was not measured.
+    fn judge(&self, group: &Group) -> Option<(f64, f64, bool)> {
+        let values =
+            |name: &str| group.programs.iter().find(|program| program.name == name)?.values.get(&self.column).cloned();
+        let own = values(&self.program)?;
+        let figure = if self.every_run { own.into_iter().fold(f64::MIN, f64::max) } else { median(&own) };
+        let limit = match &self.of {
+            Some(other) => median(&values(other)?) * self.limit,
+            None => self.limit,
+        };
+        Some((figure, limit, if self.is_least { figure >= limit } else { figure <= limit }))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -33,7 +81,7 @@ pub struct Program {
 }
 
 /// The columns in the order of the table, with their decimals. The first is the rate.
-const COLUMNS: [(&str, usize); 13] = [
+const COLUMNS: [(&str, usize); 21] = [
     ("per second", 0),
     ("of the floor", 2),
     ("p50 ms", 2),
@@ -41,17 +89,25 @@ const COLUMNS: [(&str, usize); 13] = [
     ("p99.9 ms", 1),
     ("max ms", 0),
     ("refused", 0),
+    ("not 2xx", 0),
     ("CPU s / 10,000", 3),
-    ("load's CPU s / 10,000", 3),
+    ("CPU µs each", 1),
+    ("load's CPU µs each", 1),
     ("KB written each", 1),
     ("s until all published", 1),
+    ("published/s", 0),
+    ("backlog left", 0),
+    ("% of a core", 3),
+    ("ready after s", 2),
+    ("KB a connection", 1),
+    ("MB", 0),
     ("MB at start", 0),
     ("MB at most", 0),
 ];
 
 impl Group {
     pub fn new(name: String, floor: &str, rate: &str) -> Self {
-        Self { name, floor: floor.into(), rate: rate.into(), programs: Vec::new() }
+        Self { name, floor: floor.into(), rate: rate.into(), programs: Vec::new(), aims: Vec::new() }
     }
 
     /// Notes one run of a program.
@@ -104,6 +160,11 @@ impl Group {
     }
 }
 
+/// The decimals of a column.
+fn decimals(column: &str) -> usize {
+    COLUMNS.iter().find(|(name, _)| *name == column).map_or(2, |(_, decimals)| *decimals)
+}
+
 /// Minimum, median and maximum.
 fn spread(values: &[f64], decimals: usize) -> String {
     let sorted = sorted(values);
@@ -117,7 +178,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     sorted
 }
 
-fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     match sorted.len() {
         0 => f64::NAN,
@@ -136,7 +197,27 @@ impl Report {
         for group in &self.groups {
             group.table(&mut text);
         }
+        self.aims(&mut text);
         text
+    }
+
+    /// Every aim beside its figure.
+    fn aims(&self, text: &mut String) {
+        let _ = writeln!(text, "\n### Aims\n\n| work | program | figure | aim | seen | |\n|---|---|---|---:|---:|---|");
+        for (group, aim) in self.groups.iter().flat_map(|group| group.aims.iter().map(move |aim| (group, aim))) {
+            let Some((figure, limit, is_met)) = aim.judge(group) else { continue };
+            let decimals = decimals(&aim.column);
+            let _ = writeln!(
+                text,
+                "| {} | {} | {}{} | {} {limit:.decimals$} | {figure:.decimals$} | {} |",
+                group.name,
+                aim.program,
+                aim.column,
+                if aim.every_run { ", any run" } else { "" },
+                if aim.is_least { "≥" } else { "≤" },
+                if is_met { "met" } else { "**missed**" }
+            );
+        }
     }
 
     pub fn save(&self, file: &Path) -> Result<(), String> {
