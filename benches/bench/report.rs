@@ -165,10 +165,13 @@ fn decimals(column: &str) -> usize {
     COLUMNS.iter().find(|(name, _)| *name == column).map_or(2, |(_, decimals)| *decimals)
 }
 
-/// Minimum, median and maximum.
+/// Minimum, median and maximum; of one run its figure.
 fn spread(values: &[f64], decimals: usize) -> String {
     let sorted = sorted(values);
     let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else { return String::new() };
+    if values.len() == 1 {
+        return format!("{min:.decimals$}");
+    }
     format!("{min:.decimals$} / {:.decimals$} / {max:.decimals$}", median(values))
 }
 
