@@ -17,7 +17,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 use tracing::warn;
 
 mod health;
@@ -31,10 +31,14 @@ pub use health::{Check, Health, JournalHealth};
 pub use pace::Pace;
 pub use status::{LastRefused, Sources, Status};
 
+use crate::ingress::listen;
 use crate::{clock, config};
 
 /// Probes, a scraper or two, and some people looking.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 128;
+/// How long a connection may at least stay, however many come: a probe asks as soon as it is connected, and its answer is made at once, but on
+/// a machine under attack its turn to be read comes only after others'. With the number above it bounds a flood to 6,400 connections a second.
+const STAY_MIN: Duration = Duration::from_millis(20);
 /// For a connection as a whole: each carries one request.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long accepting rests when the system has no descriptor for another connection.
@@ -50,12 +54,8 @@ pub struct Admin {
 impl Admin {
     /// Listens on `admin.listen`. The error names the key.
     pub async fn bind(config: &config::Admin, sources: Sources) -> io::Result<Self> {
-        let listening = async {
-            let listener = TcpListener::bind(config.listen).await?;
-            let address = listener.local_addr()?;
-            Ok((listener, address))
-        };
-        let (listener, address) = listening.await.map_err(|error: io::Error| {
+        let listening = listen(config.listen).and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) = listening.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {} (admin.listen): {error}", config.listen))
         })?;
         Ok(Self { listener, address, sources: Arc::new(sources) })
@@ -71,25 +71,27 @@ impl Admin {
         let mut sampling = JoinSet::new(); // Ends with this.
         sampling.spawn(sample(Arc::clone(&self.sources)));
         let mut connections = JoinSet::new();
-        let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+        let mut oldest: VecDeque<(Instant, AbortHandle)> = VecDeque::new();
         let mut is_failing = false;
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     is_failing = false;
                     while connections.try_join_next().is_some() {}
-                    oldest.retain(|connection| !connection.is_finished());
+                    oldest.retain(|(_, connection)| !connection.is_finished());
                     // An answer takes milliseconds: who has been there longest asks nothing, and must not keep a probe waiting.
                     if oldest.len() >= CONNECTIONS_MAX
-                        && let Some(connection) = oldest.pop_front()
+                        && let Some((since, connection)) = oldest.pop_front()
                     {
+                        sleep_until(since + STAY_MIN).await;
                         connection.abort();
                     }
                     let sources = Arc::clone(&self.sources);
-                    oldest.push_back(connections.spawn(async move {
+                    let connection = connections.spawn(async move {
                         // Whoever is slower than this, or breaks off, has no use for the answer.
                         let _ = timeout(DEADLINE, serve_one(stream, sources)).await;
-                    }));
+                    });
+                    oldest.push_back((Instant::now(), connection));
                 }
                 Err(error) => {
                     if !is_failing {

@@ -11,19 +11,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::door::{Door, Keep};
+use super::framing::Framing;
 use super::registry::{Order, Phase, Watched, lock};
 
-/// hyper's buffer for one connection, at least: the size of a large TLS record, a few times over, so that large bodies come in few pieces.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// The least that hyper takes for its buffer.
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
-/// What was wrong when hyper itself refused a request; it has answered 400, 414 or 431 by then, where it can.
+/// What was wrong when no request came to be: hyper has answered 400, 414 or 431 by then, where it can; TLS has sent its alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// The head is over `ingress.headers_max`, or has more than hyper's 100 headers.
     HeadTooLarge,
     NotHttp,
+    NotTls,
 }
 
 /// hyper as it is for the public port.
@@ -35,7 +38,8 @@ pub fn http(headers_max: usize) -> http1::Builder {
     // A sender that closes its side after the request still waits for the answer.
     http.half_close(true);
     http.max_header_size(headers_max);
-    http.max_buf_size(BUFFER_BYTES.max(headers_max));
+    // A head has to fit; what were more would be lent to strangers, times `ingress.connections_max`. Large bodies come in more pieces then.
+    http.max_buf_size(headers_max.max(BUFFER_BYTES_MIN));
     http
 }
 
@@ -54,7 +58,7 @@ where
         let (door, watched) = (Arc::clone(door), Arc::clone(watched));
         async move { Ok::<_, Infallible>(door.answer(&watched, request).await) }
     });
-    let io = TokioIo::new(Noticed { stream, watched: Arc::clone(watched) });
+    let io = TokioIo::new(Noticed { stream, framing: Some(Framing::new()), watched: Arc::clone(watched) });
     let mut connection = http.serve_connection(io, service);
     let mut is_finishing = false;
     let ended = poll_fn(|cx| {
@@ -69,7 +73,7 @@ where
             poll_leftover(watched, cx);
             let order = ready!(watched.poll_order(cx));
             // A head that was late may have become a whole request while the order was on its way. That one is answered.
-            if order == Order::Drop && !watched.is_serving() {
+            if watched.obeys(order) {
                 return Poll::Ready(None);
             }
             is_finishing = true;
@@ -91,6 +95,16 @@ where
     malformed
 }
 
+/// Returns when something comes, and `false` if the connection is told to go before. Until then a peer costs no buffer, which hyper takes
+/// before it reads.
+pub async fn is_spoken_to(stream: &TcpStream, watched: &Watched) -> bool {
+    poll_fn(|cx| match stream.poll_read_ready(cx) {
+        Poll::Ready(_) => Poll::Ready(true), // If it is broken, reading says so.
+        Poll::Pending => watched.poll_order(cx).map(|_| false),
+    })
+    .await
+}
+
 /// Throws away what is left of a refused body. Once it is dropped, hyper goes on to the next request, or closes.
 fn poll_leftover(watched: &Watched, cx: &mut Context<'_>) {
     let mut leftover = lock(&watched.leftover);
@@ -104,10 +118,11 @@ fn poll_leftover(watched: &Watched, cx: &mut Context<'_>) {
 
 /// Reads until the peer closes too. To close with bytes unread would send a reset, which can destroy the answer on its way.
 async fn linger<S: AsyncRead + Unpin>(stream: &mut S, watched: &Watched) {
-    let mut thrown_away = [0; 4096];
     poll_fn(|cx| {
+        // In here it is on the stack; outside, each connection would carry it along for life.
+        let mut thrown_away = [0; 4096];
         loop {
-            if watched.poll_order(cx) == Poll::Ready(Order::Drop) {
+            if watched.poll_order(cx).map(|order| order > Order::Finish) == Poll::Ready(true) {
                 return Poll::Ready(());
             }
             let mut buffer = ReadBuf::new(&mut thrown_away);
@@ -123,6 +138,8 @@ async fn linger<S: AsyncRead + Unpin>(stream: &mut S, watched: &Watched) {
 /// A stream that tells its [`Watched`] when bytes come, and when the peer does not take ours.
 struct Noticed<S> {
     stream: S,
+    /// `None` once a request was ambiguous: it is the last one that is looked at.
+    framing: Option<Framing>,
     watched: Arc<Watched>,
 }
 
@@ -130,8 +147,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noticed<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if buffer.filled().len() > before {
-            self.watched.bytes_read(&buffer.filled()[before..]);
+        let read = &buffer.filled()[before..];
+        if !read.is_empty() {
+            self.watched.bytes_read(read);
+            if let Some(Err(request)) = self.framing.as_mut().map(|framing| framing.read(read)) {
+                self.watched.ambiguous_from(request);
+                self.framing = None;
+            }
         }
         Poll::Ready(Ok(()))
     }

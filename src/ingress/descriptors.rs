@@ -4,9 +4,9 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Not for connections of the public port: journal and its readers (some ten), the admin port's 64, those to brokers, files of secrets and
+/// Not for connections of the public port: journal and its readers (some ten), the admin port's 128, those to brokers, files of secrets and
 /// certificates while they are read, connections told to go that are not gone yet.
-const RESERVED: u64 = 256;
+const RESERVED: u64 = 320;
 
 /// How many connections there may be so that the descriptors suffice: `wanted`, or fewer if the limit of open files cannot be raised so
 /// far, which is logged. At least one.
@@ -50,20 +50,20 @@ mod tests {
     #[test]
     fn the_limit_is_raised_as_far_as_is_needed_and_allowed() {
         let after = |current, maximum, needed| raised(Rlimit { current, maximum }, needed).current;
-        assert_eq!(after(Some(1024), Some(524_288), 4352), Some(4352));
-        assert_eq!(after(Some(1024), Some(4096), 4352), Some(4096));
-        assert_eq!(after(Some(20_000), Some(20_000), 4352), Some(20_000), "never lower");
-        assert_eq!(after(Some(1024), None, 4352), Some(4352));
-        assert_eq!(after(None, None, 4352), None);
+        assert_eq!(after(Some(1024), Some(524_288), 4416), Some(4416));
+        assert_eq!(after(Some(1024), Some(4096), 4416), Some(4096));
+        assert_eq!(after(Some(20_000), Some(20_000), 4416), Some(20_000), "never lower");
+        assert_eq!(after(Some(1024), None, 4416), Some(4416));
+        assert_eq!(after(None, None, 4416), None);
     }
 
     #[test]
     fn connections_leave_descriptors_for_the_rest() {
-        assert_eq!(possible(Some(4352), 4096), 4096);
-        assert_eq!(possible(Some(1024), 4096), 768);
+        assert_eq!(possible(Some(4416), 4096), 4096);
+        assert_eq!(possible(Some(1024), 4096), 704);
         assert_eq!(possible(Some(64), 4096), 32);
         assert_eq!(possible(Some(1), 4096), 1);
         assert_eq!(possible(None, 4096), 4096);
-        assert_eq!(possible(Some(4352), 8), 8);
+        assert_eq!(possible(Some(4416), 8), 8);
     }
 }

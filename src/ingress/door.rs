@@ -108,8 +108,9 @@ struct Arrival {
 
 impl<K: Keep> Door<K> {
     /// The whole way in. Each line may refuse; only the last can promise.
-    async fn take_in(&self, arrival: &mut Arrival) -> Result<Receipt, Refusal> {
+    async fn take_in(&self, connection: &Watched, arrival: &mut Arrival) -> Result<Receipt, Refusal> {
         // A size over `ingress.headers_max` does not come this far: hyper has answered 431.
+        unambiguous(connection)?;
         let account = self.rooms.accounts.by_path(arrival.head.uri.path()).ok_or(Refusal::NotFound)?;
         if arrival.head.method != Method::POST {
             return Err(Refusal::Method);
@@ -118,6 +119,8 @@ impl<K: Keep> Door<K> {
         let claims = account.claims(&arrival.head.headers); // Presence and form, before any body.
         let claims = claims.map_err(|refused| self.explained(account, &arrival.head, None, refused))?;
         let body = self.read(arrival).await?;
+        connection.read_whole();
+        unambiguous(connection)?; // Chunks and trailers came with the body.
         let now = clock::now();
         let verified = self.verify(claims.with_body(body.clone(), now), body.len(), arrival.deadline).await?;
         let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
@@ -163,8 +166,9 @@ impl<K: Keep> Door<K> {
     pub async fn answer(&self, connection: &Watched, request: Request<Incoming>) -> Answer {
         let first_byte = connection.request_began();
         let (head, body) = request.into_parts();
-        let mut arrival = Arrival { head, body, deadline: first_byte + self.limits.deadline, account: None };
-        let taken_in = self.take_in(&mut arrival).await;
+        let deadline = first_byte + self.limits.deadline;
+        let mut arrival = Arrival { head, body, deadline, account: None };
+        let taken_in = self.take_in(connection, &mut arrival).await;
         let (mut answer, leftover) = match &taken_in {
             Ok(receipt) => {
                 connection.prove();
@@ -198,10 +202,15 @@ impl<K: Keep> Door<K> {
     }
 }
 
+/// Another program may see the request end elsewhere; see [`super::framing`].
+fn unambiguous(connection: &Watched) -> Result<(), Refusal> {
+    if connection.is_ambiguous() { Err(Refusal::BadRequest) } else { Ok(()) }
+}
+
 /// What becomes of the rest of a refused request's body, and whether the answer is the last on its connection.
 fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>, bool) {
     if body.is_end_stream() {
-        return (None, false);
+        return (None, refusal == Refusal::BadRequest);
     }
     // Who asked before sending, and is refused, may or may not send; what comes next on this connection cannot be known.
     let asked_first = head.headers.contains_key(EXPECT);

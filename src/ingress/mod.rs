@@ -10,7 +10,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -21,6 +21,7 @@ mod budget;
 mod connection;
 mod descriptors;
 mod door;
+mod framing;
 mod refusal;
 mod registry;
 mod tally;
@@ -47,6 +48,9 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const PLACE_LOOK_EVERY: Duration = Duration::from_millis(5);
 /// At the stop: how long what has been sent may take to be read. It is on this machine already, or a round trip away.
 const STOP_GRACE: Duration = Duration::from_millis(250);
+/// Connections that wait in the kernel to be accepted. What comes when it is full has to knock again, a second later: half of SIPSIM's patience.
+/// So as many as systems allow (`net.core.somaxconn`, 4,096 on Linux); they are accepted within a fraction of that second.
+const BACKLOG: u32 = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The public port, listening, and not yet served.
@@ -69,12 +73,8 @@ impl<K: Keep> Ingress<K> {
     /// certificate or its key cannot be used; the error names the key of the configuration.
     pub async fn bind(config: &config::Ingress, rooms: Rooms<K>, metrics: &Arc<Metrics>) -> io::Result<Self> {
         let tls = config.tls.as_ref().map(|files| Tls::load(files, metrics)).transpose()?.map(Arc::new);
-        let listening = async {
-            let listener = TcpListener::bind(config.listen).await?;
-            let address = listener.local_addr()?;
-            Ok((listener, address))
-        };
-        let (listener, address) = listening.await.map_err(|error: io::Error| {
+        let listening = listen(config.listen).and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) = listening.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {} (ingress.listen): {error}", config.listen))
         })?;
         let registry =
@@ -121,6 +121,14 @@ impl<K: Keep> Ingress<K> {
         let accepting = tokio::spawn(accept(self.listener, Arc::new(self.site), stopping));
         Serving { door, patience, stop, accepting, _upkeep: upkeep }
     }
+}
+
+/// As [`TcpListener::bind`], with a longer queue: for either port.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Accepts until told to stop. Gives the connections that are then open.
@@ -190,14 +198,20 @@ impl<K: Keep> Site<K> {
         // An answer is one small write: nothing is gained by waiting for more. If this fails, the connection is broken and reading will say so.
         let _ = stream.set_nodelay(true);
         let watched = &admitted.watched;
-        let malformed = match &self.tls {
-            None => connection::serve(&self.http, stream, watched, &self.door).await,
-            Some(tls) => match tls.shake_hands(stream, watched).await {
-                Some(stream) => connection::serve(&self.http, stream, watched, &self.door).await,
-                None => return,
-            },
+        if !connection::is_spoken_to(&stream, watched).await {
+            return;
+        }
+        // In a box, so that who says nothing does not hold the room for it.
+        let serving = async {
+            match &self.tls {
+                None => connection::serve(&self.http, stream, watched, &self.door).await,
+                Some(tls) => match tls.shake_hands(stream, watched).await {
+                    Ok(stream) => connection::serve(&self.http, stream, watched, &self.door).await,
+                    Err(malformed) => malformed,
+                },
+            }
         };
-        if let Some(malformed) = malformed {
+        if let Some(malformed) = Box::pin(serving).await {
             self.door.count_malformed(malformed);
         }
     }

@@ -19,7 +19,7 @@ pub enum Refusal {
     NotFound,
     /// Something else than POST.
     Method,
-    /// The body's framing is broken, or the sender went away within it.
+    /// The framing is broken or can be read in two ways, or the sender went away within the body.
     BadRequest,
     /// Not proved to be from SIPSIM.
     Unproved(Unproved),
@@ -83,7 +83,7 @@ impl Refusal {
         match self {
             Self::NotFound => "no account has this path; the URL at SIPSIM must end with an accounts.NAME.path",
             Self::Method => "only POST is taken; a browser or a probe asked",
-            Self::BadRequest => "its body was cut off or badly framed",
+            Self::BadRequest => "its body was cut off or badly framed, or where it ends can be read in two ways",
             Self::Unproved(Unproved::MissingHeader) => {
                 "X-Webhook-Signature or X-Webhook-Timestamp is missing; not SIPSIM, or a proxy drops headers"
             }

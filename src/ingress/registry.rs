@@ -2,7 +2,7 @@
 //! hyper's own header timeout also runs while a connection idles between requests.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -25,7 +25,9 @@ pub enum Phase {
     Idle,
     /// A request's first byte has come, its head is not complete.
     Head,
-    /// A request's body is read, kept, answered. The request's own deadline ends this.
+    /// A request's body is read. The request's own deadline ends this.
+    Body,
+    /// A request is whole: judged, kept, answered, within its deadline.
     Request,
     /// Answered, and what is left of the refused request's body is thrown away.
     Drain,
@@ -33,17 +35,27 @@ pub enum Phase {
     Linger,
 }
 
-const PHASES: [Phase; 7] =
-    [Phase::Handshake, Phase::Silent, Phase::Idle, Phase::Head, Phase::Request, Phase::Drain, Phase::Linger];
+const PHASES: [Phase; 8] = [
+    Phase::Handshake,
+    Phase::Silent,
+    Phase::Idle,
+    Phase::Head,
+    Phase::Body,
+    Phase::Request,
+    Phase::Drain,
+    Phase::Linger,
+];
 
 /// What a connection is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Order {
     /// Finish the request under way, if any, then close.
     Finish = 1,
-    /// Close now, without an answer.
+    /// Close now, without an answer; unless by now a head is complete, whose request is answered first.
     Drop = 2,
+    /// Close now, without an answer; unless by now a request is whole.
+    Cut = 3,
 }
 
 /// How long a connection may stay in its phases.
@@ -65,22 +77,38 @@ impl Patience {
             Phase::Silent | Phase::Idle => (self.idle, Order::Finish),
             Phase::Handshake | Phase::Head | Phase::Drain => (self.deadline, Order::Drop),
             Phase::Linger => (LINGER, Order::Drop),
-            Phase::Request => return None,
+            Phase::Body | Phase::Request => return None,
         };
         (age >= limit).then_some(order)
     }
 }
 
-/// Who goes first when there is no room: of strangers idle ones, then those that are slow to ask; only then connections that once carried a
-/// genuine request. Smaller goes earlier.
-fn dispensability(phase: Phase, is_proved: bool) -> Option<u8> {
+/// How long who has just come, or has just been answered, is taken for somebody about to ask. Who asks sends all of an ordinary request at
+/// once, so it is a round trip or two, and a good deal for a machine under attack.
+const YOUNG: Duration = Duration::from_millis(250);
+/// So many are chosen to go at a time when there is no room: to look at all connections for each newcomer would make accepting slow just when
+/// newcomers are many.
+const CHOSEN_MAX: usize = 128;
+
+/// Who goes first when there is no room: of strangers those that say nothing, then those that are slow to ask, then those that are slow to send
+/// a body, which nobody can judge before its end; then whoever has just come, or a genuine sender on a new connection would make room for the
+/// slow. Only then connections that once carried a genuine request. Smaller goes earlier.
+fn dispensability(phase: Phase, age: Duration, is_proved: bool) -> Option<u8> {
     let rank = match phase {
         Phase::Silent | Phase::Idle | Phase::Linger => 0,
         Phase::Handshake | Phase::Head | Phase::Drain => 1,
-        Phase::Request => return None,
+        Phase::Body if !is_proved => 2,
+        Phase::Body | Phase::Request => return None,
     };
-    Some(if is_proved { rank + 2 } else { rank })
+    Some(match is_proved {
+        true => PROVED + rank,
+        false if age < YOUNG => 3,
+        false => rank,
+    })
 }
+
+/// The first rank of connections that carried a genuine request.
+const PROVED: u8 = 4;
 
 /// One connection, as its own task tells it and as the others see it.
 pub struct Watched {
@@ -94,6 +122,10 @@ pub struct Watched {
     stalled_since: AtomicU64,
     /// It once carried a genuine request.
     proved: AtomicBool,
+    /// Requests whose heads were complete.
+    requests: AtomicU32,
+    /// The first of them that can be read in two ways, from 1; `u32::MAX` while there is none.
+    ambiguous_from: AtomicU32,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
     pub leftover: Mutex<Option<Leftover>>,
@@ -110,6 +142,8 @@ impl Watched {
             last_read: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
             proved: AtomicBool::new(false),
+            requests: AtomicU32::new(0),
+            ambiguous_from: AtomicU32::new(u32::MAX),
             order: AtomicU8::new(0),
             waker: Mutex::new(None),
             leftover: Mutex::new(None),
@@ -126,10 +160,7 @@ impl Watched {
     }
 
     fn get(&self) -> (Phase, u64) {
-        let state = self.state.load(Ordering::Relaxed);
-        // Only `set` writes here, and only discriminants of `Phase`; the fallback is never taken.
-        let phase = PHASES.get((state >> PHASE_SHIFT) as usize).copied().unwrap_or(Phase::Request);
-        (phase, state & ((1 << PHASE_SHIFT) - 1))
+        phase_of(self.state.load(Ordering::Relaxed))
     }
 
     pub fn phase(&self) -> Phase {
@@ -157,8 +188,24 @@ impl Watched {
             (Phase::Head, since) => since,
             _ => self.last_read.load(Ordering::Relaxed),
         };
-        self.set(Phase::Request, since);
+        self.set(Phase::Body, since);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.began + Duration::from_micros(since)
+    }
+
+    /// What has come of the request under way, or of one before it, can be read in two ways.
+    pub fn is_ambiguous(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) >= self.ambiguous_from.load(Ordering::Relaxed)
+    }
+
+    /// From this request on, counted from 1, it is not certain where each ends.
+    pub fn ambiguous_from(&self, request: u32) {
+        self.ambiguous_from.store(request, Ordering::Relaxed);
+    }
+
+    /// The request's body is there.
+    pub fn read_whole(&self) {
+        self.set(Phase::Request, self.get().1);
     }
 
     /// A genuine request came over this connection: it is no stranger's.
@@ -190,9 +237,14 @@ impl Watched {
         matches!(self.phase(), Phase::Silent | Phase::Idle) && !self.is_stalled()
     }
 
-    /// A whole request is under way, and its peer takes answers.
-    pub fn is_serving(&self) -> bool {
-        self.phase() == Phase::Request && !self.is_stalled()
+    /// Whether an order ends the connection at once. A request that is far enough is answered first, if its peer takes answers.
+    pub fn obeys(&self, order: Order) -> bool {
+        let is_far_enough = match order {
+            Order::Finish => return false,
+            Order::Drop => matches!(self.phase(), Phase::Body | Phase::Request),
+            Order::Cut => self.phase() == Phase::Request,
+        };
+        !is_far_enough || self.is_stalled()
     }
 
     fn is_stalled(&self) -> bool {
@@ -217,8 +269,19 @@ impl Watched {
         match self.order.swap(0, Ordering::AcqRel) {
             0 => Poll::Pending,
             1 => Poll::Ready(Order::Finish),
-            _ => Poll::Ready(Order::Drop),
+            2 => Poll::Ready(Order::Drop),
+            _ => Poll::Ready(Order::Cut),
         }
+    }
+
+    fn dispensability(&self, now: Instant) -> Option<Dispensable> {
+        let state = self.state.load(Ordering::Relaxed);
+        let (phase, since) = phase_of(state);
+        // It counts from each connection's own beginning: compare moments.
+        let since = self.began + Duration::from_micros(since);
+        let is_proved = self.proved.load(Ordering::Relaxed);
+        let rank = dispensability(phase, now.saturating_duration_since(since), is_proved)?;
+        Some(Dispensable { rank, since, id: self.id, state })
     }
 
     fn overdue(&self, patience: &Patience) -> Option<Order> {
@@ -230,6 +293,12 @@ impl Watched {
         let (phase, since) = self.get();
         patience.overdue(phase, Duration::from_micros(now.saturating_sub(since)))
     }
+}
+
+fn phase_of(state: u64) -> (Phase, u64) {
+    // Only `Watched::set` makes these, and only of discriminants of `Phase`; the fallback is never taken.
+    let phase = PHASES.get((state >> PHASE_SHIFT) as usize).copied().unwrap_or(Phase::Request);
+    (phase, state & ((1 << PHASE_SHIFT) - 1))
 }
 
 /// All open connections.
@@ -247,6 +316,8 @@ struct Open {
     staying: HashMap<u64, Arc<Watched>>,
     /// Told to go, to make room; they no longer count, and are still watched.
     leaving: HashMap<u64, Arc<Watched>>,
+    /// Who goes next, the first one last: chosen when room was last needed, each with what it was doing then.
+    chosen: Vec<(u64, u64)>,
 }
 
 impl Open {
@@ -257,20 +328,45 @@ impl Open {
     /// Tells the most dispensable one to go; it no longer counts. False if every one has a request under way. One that is dismissed politely
     /// still takes a descriptor until its peer has closed too, or [`LINGER`] is over.
     fn dismiss_one(&mut self, politely: bool) -> bool {
-        let dispensable = self.staying.values().filter_map(|watched| {
-            let (phase, since) = watched.get();
-            // `since` counts from each connection's own beginning: compare moments.
-            let since = watched.began + Duration::from_micros(since);
-            let is_proved = watched.proved.load(Ordering::Relaxed);
-            dispensability(phase, is_proved).map(|rank| (rank, since, watched.id))
-        });
-        let Some((_, _, id)) = dispensable.min() else { return false };
-        if let Some(watched) = self.staying.remove(&id) {
-            watched.order(if politely && watched.is_waiting() { Order::Finish } else { Order::Drop });
-            self.leaving.insert(id, watched);
-        }
+        let Some(watched) = self.next_chosen() else { return false };
+        watched.order(if politely && watched.is_waiting() { Order::Finish } else { Order::Cut });
+        self.leaving.insert(watched.id, watched);
         true
     }
+
+    /// Takes out who is to go next.
+    fn next_chosen(&mut self) -> Option<Arc<Watched>> {
+        loop {
+            if self.chosen.is_empty() {
+                self.choose();
+            }
+            let (id, state) = self.chosen.pop()?;
+            let is_as_it_was = |watched: &Arc<Watched>| watched.state.load(Ordering::Relaxed) == state;
+            // Who has done something since is looked at again when the next ones are chosen.
+            if self.staying.get(&id).is_some_and(is_as_it_was) {
+                return self.staying.remove(&id);
+            }
+        }
+    }
+
+    fn choose(&mut self) {
+        let now = Instant::now();
+        let mut dispensable: Vec<_> = self.staying.values().filter_map(|watched| watched.dispensability(now)).collect();
+        dispensable.sort_unstable();
+        // A connection that carried a genuine request goes only if at that moment there is no stranger to go.
+        let strangers = dispensable.iter().take_while(|one| one.rank < PROVED).count();
+        dispensable.truncate(strangers.clamp(1, CHOSEN_MAX));
+        self.chosen.extend(dispensable.iter().rev().map(|one| (one.id, one.state)));
+    }
+}
+
+/// A connection that could go; in the order in which they go.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Dispensable {
+    rank: u8,
+    since: Instant,
+    id: u64,
+    state: u64,
 }
 
 impl Registry {
@@ -297,7 +393,7 @@ impl Registry {
     pub fn make_room(&self) -> bool {
         let mut open = lock(&self.open);
         for leaving in open.leaving.values() {
-            leaving.order(Order::Drop);
+            leaving.order(Order::Cut);
         }
         !open.leaving.is_empty() || open.dismiss_one(false)
     }
@@ -400,29 +496,71 @@ mod tests {
         let (_, first_byte) = watched.get();
         watched.bytes_read(b"OST / HTTP/1.1\r\n\r\n");
         assert_eq!(watched.request_began(), watched.began + Duration::from_micros(first_byte));
-        assert_eq!(watched.phase(), Phase::Request);
+        assert_eq!(watched.phase(), Phase::Body);
         watched.bytes_read(b"body");
-        assert_eq!(watched.phase(), Phase::Request, "a body's bytes begin nothing");
+        assert_eq!(watched.phase(), Phase::Body, "a body's bytes begin nothing");
+        watched.read_whole();
+        assert_eq!(watched.get(), (Phase::Request, first_byte));
         watched.answered(None);
         assert_eq!(watched.phase(), Phase::Idle);
     }
 
+    /// As if it were in its phase for longer than one that has just come.
+    fn grown_up(registry: &Arc<Registry>, phase: Phase) -> Admitted {
+        let mut admitted = registry.admit(phase).expect("there is room");
+        let mut open = lock(&registry.open);
+        open.staying.remove(&admitted.watched.id);
+        let mut watched = Watched::new(admitted.watched.id, phase);
+        watched.began -= YOUNG * 2;
+        admitted.watched = Arc::new(watched);
+        open.staying.insert(admitted.watched.id, Arc::clone(&admitted.watched));
+        drop(open);
+        admitted
+    }
+
     #[test]
-    fn room_is_made_by_the_longest_idle_then_by_the_slowest_head_never_by_a_request() {
-        let registry = registry(3);
-        let (serving, head, idle) = match [Phase::Request, Phase::Head, Phase::Idle].map(|phase| registry.admit(phase))
-        {
-            [Some(serving), Some(head), Some(idle)] => (serving, head, idle),
-            _ => panic!("there is room for three"),
-        };
-        let newcomer = registry.admit(Phase::Request).expect("the idle one goes");
+    fn room_is_made_by_the_silent_then_the_slow_then_the_young_never_by_a_whole_request() {
+        let registry = registry(5);
+        let phases = [Phase::Request, Phase::Body, Phase::Head, Phase::Idle];
+        let [serving, body, head, idle] = phases.map(|phase| grown_up(&registry, phase));
+        let young = registry.admit(Phase::Silent).expect("there is room for five");
+        let mut newcomers = Vec::new();
+        let mut newcomer = |why| newcomers.push(registry.admit(Phase::Request).expect(why));
+        newcomer("the idle one goes");
         assert_eq!(order_of(&idle.watched), Some(Order::Finish));
-        let another = registry.admit(Phase::Request).expect("the one that reads its head goes");
-        assert_eq!(order_of(&head.watched), Some(Order::Drop));
-        assert!(registry.admit(Phase::Request).is_none(), "three requests are under way");
+        newcomer("the one that reads its head goes");
+        assert_eq!(order_of(&head.watched), Some(Order::Cut));
+        newcomer("the one that reads its body goes");
+        assert_eq!(order_of(&body.watched), Some(Order::Cut));
+        assert_eq!(order_of(&young.watched), None);
+        newcomer("the young one goes");
+        assert_eq!(order_of(&young.watched), Some(Order::Finish));
+        assert!(registry.admit(Phase::Request).is_none(), "five requests are under way");
         assert_eq!(order_of(&serving.watched), None);
-        drop((newcomer, another));
+        newcomers.clear();
         assert!(registry.admit(Phase::Request).is_some());
+    }
+
+    #[test]
+    fn an_order_to_go_is_obeyed_only_while_nothing_is_lost_by_it() {
+        let obeyed = |phase| [Order::Finish, Order::Drop, Order::Cut].map(|order| Watched::new(1, phase).obeys(order));
+        assert_eq!(obeyed(Phase::Head), [false, true, true]);
+        assert_eq!(obeyed(Phase::Body), [false, false, true]);
+        assert_eq!(obeyed(Phase::Request), [false, false, false]);
+        let stalled = Watched::new(1, Phase::Request);
+        stalled.stalled(true);
+        assert!(stalled.obeys(Order::Drop), "who takes no answers is waited for no longer");
+    }
+
+    #[test]
+    fn who_was_chosen_to_go_and_then_asked_stays() {
+        let registry = registry(3);
+        let [first, second, third] = [1, 2, 3].map(|_| grown_up(&registry, Phase::Silent));
+        let newcomer = registry.admit(Phase::Silent).expect("the first goes, and all three are chosen");
+        second.watched.bytes_read(b"POST");
+        let another = registry.admit(Phase::Silent).expect("the third goes");
+        let orders = [&first, &second, &third, &newcomer, &another].map(|one| order_of(&one.watched));
+        assert_eq!(orders, [Some(Order::Finish), None, Some(Order::Finish), None, None]);
     }
 
     #[test]
@@ -434,24 +572,31 @@ mod tests {
         }
         assert_eq!(all.len(), LEAVING_MAX + 2);
         assert_eq!(order_of(&all[0].watched), Some(Order::Finish));
-        assert_eq!(order_of(&all[LEAVING_MAX].watched), Some(Order::Drop));
+        assert_eq!(order_of(&all[LEAVING_MAX].watched), Some(Order::Cut));
         assert_eq!(order_of(&all[LEAVING_MAX + 1].watched), None, "the newest stays");
         assert!(registry.make_room());
-        assert_eq!(order_of(&all[0].watched), Some(Order::Drop), "those that leave go first");
+        assert_eq!(order_of(&all[0].watched), Some(Order::Cut), "those that leave go first");
         all.drain(..=LEAVING_MAX);
         assert!(registry.make_room());
-        assert_eq!(order_of(&all[0].watched), Some(Order::Drop), "then the last that can be spared");
+        assert_eq!(order_of(&all[0].watched), Some(Order::Cut), "then the last that can be spared");
         all.clear();
         assert!(!registry.make_room());
     }
 
     #[test]
     fn a_stranger_goes_before_a_connection_that_carried_a_genuine_request() {
-        let registry = registry(2);
-        let (known, stranger) = (registry.admit(Phase::Idle).unwrap(), registry.admit(Phase::Head).unwrap());
+        let registry = registry(3);
+        let [known, too] = [1, 2].map(|_| grown_up(&registry, Phase::Idle));
+        let stranger = registry.admit(Phase::Head).expect("there is room for three");
         known.watched.prove();
-        let _newcomer = registry.admit(Phase::Silent);
-        assert_eq!((order_of(&known.watched), order_of(&stranger.watched)), (None, Some(Order::Drop)));
+        too.watched.prove();
+        let newcomer = registry.admit(Phase::Request).expect("the stranger goes");
+        let orders = |all: &[&Admitted]| all.iter().map(|one| order_of(&one.watched)).collect::<Vec<_>>();
+        assert_eq!(orders(&[&known, &too, &stranger]), [None, None, Some(Order::Cut)]);
+        let another = registry.admit(Phase::Silent).expect("there is no stranger, so one of them goes");
+        assert_eq!(orders(&[&known, &too]), [Some(Order::Finish), None]);
+        let _one_more = registry.admit(Phase::Silent).expect("now there is one");
+        assert_eq!(orders(&[&too, &newcomer, &another]), [None, None, Some(Order::Finish)]);
     }
 
     #[test]

@@ -77,12 +77,17 @@ impl Tally {
         }
     }
 
-    /// Counts what hyper refused.
+    /// Counts what never became a request.
     pub fn count_malformed(&self, malformed: Malformed) {
         let (reason, advice) = match malformed {
             Malformed::HeadTooLarge => ("headers", "its headers are over ingress.headers_max, or more than 100"),
             Malformed::NotHttp => {
                 ("bad_request", "it is not HTTP/1.1; HTTPS or HTTP/2 sent to a plain port looks like this")
+            }
+            // No HTTP, so no metric of HTTP.
+            Malformed::NotTls => {
+                let advice = "its TLS handshake failed: the peer does not trust ingress.tls.certificate_file, or speaks no TLS 1.2 or 1.3";
+                return self.log(None, "tls", advice);
             }
         };
         self.metrics.ingress.http_refused.with_label_values(&[reason]).inc();

@@ -3,27 +3,31 @@
 
 use std::future::poll_fn;
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::registry::{Order, Phase, Watched};
+use super::connection::Malformed;
+use super::registry::{Phase, Watched};
 use crate::config;
 use crate::metrics::Metrics;
 
@@ -34,7 +38,10 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The certificate in force, and the files it came from.
 pub struct Tls {
-    acceptor: TlsAcceptor,
+    server: Arc<ServerConfig>,
+    /// To sign takes a processor up to a millisecond, and any stranger may ask for it: half of the processors do, and the others go on serving
+    /// whoever is connected.
+    signing: Semaphore,
     files: config::Tls,
     in_force: Arc<InForce>,
     metrics: Arc<Metrics>,
@@ -66,7 +73,8 @@ impl Tls {
             .with_cert_resolver(Arc::clone(&in_force) as Arc<dyn ResolvesServerCert>);
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
         let tls = Self {
-            acceptor: TlsAcceptor::from(Arc::new(server)),
+            server: Arc::new(server),
+            signing: Semaphore::new((available_parallelism().map_or(1, NonZeroUsize::get) / 2).max(1)),
             files: files.clone(),
             in_force,
             metrics: Arc::clone(metrics),
@@ -76,21 +84,20 @@ impl Tls {
         Ok(tls)
     }
 
-    /// `None` if the handshake fails, or the connection is told to go meanwhile.
-    pub async fn shake_hands(&self, stream: TcpStream, watched: &Watched) -> Option<TlsStream<TcpStream>> {
-        let mut handshake = self.acceptor.accept(stream);
-        let stream = poll_fn(|cx| {
-            if let Poll::Ready(shaken) = Pin::new(&mut handshake).poll(cx) {
-                return Poll::Ready(shaken.ok());
-            }
-            match watched.poll_order(cx) {
-                Poll::Ready(Order::Finish | Order::Drop) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await?;
+    /// `Err` if the handshake fails, or the connection is told to go meanwhile: with what is to be counted, if anything.
+    pub async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        watched: &Watched,
+    ) -> Result<TlsStream<TcpStream>, Option<Malformed>> {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let hello = unless_ordered(hello, watched).await?.map_err(malformed)?;
+        let permit = unless_ordered(self.signing.acquire(), watched).await?;
+        let handshake = hello.into_stream(Arc::clone(&self.server)); // In here it signs, not when it is awaited.
+        drop(permit);
+        let stream = unless_ordered(handshake, watched).await?.map_err(malformed)?;
         watched.enter(Phase::Silent);
-        Some(stream)
+        Ok(stream)
     }
 
     /// Looks at the files every 3 s and takes a new pair into force. Ends never.
@@ -141,6 +148,21 @@ impl Tls {
     fn show_expiry(&self, expiry: i64) {
         self.metrics.accounts.certificate_expiry.with_label_values(&["ingress"]).set(expiry as f64);
     }
+}
+
+/// What `work` gives, unless the connection is told to go before.
+async fn unless_ordered<T>(work: impl Future<Output = T>, watched: &Watched) -> Result<T, Option<Malformed>> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => watched.poll_order(cx).map(|_| Err(None)),
+    })
+    .await
+}
+
+/// Who connects and goes, as a balancer's probe does, has done nothing wrong.
+fn malformed(error: io::Error) -> Option<Malformed> {
+    error.get_ref().is_some_and(|error| error.is::<rustls::Error>()).then_some(Malformed::NotTls)
 }
 
 /// The two files as they were read.
