@@ -14,6 +14,7 @@ mod recover;
 mod refuse;
 mod rotate;
 mod schema;
+mod smuggle;
 mod stop;
 mod tidy;
 mod tls;

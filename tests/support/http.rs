@@ -2,7 +2,10 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// What a server answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +33,46 @@ impl Answer {
 
 /// One connection, kept open between requests.
 pub struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Line>,
+}
+
+enum Line {
+    Plain(TcpStream),
+    Secure(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Line {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Secure(stream) => stream.get_ref(),
+        }
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Secure(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Secure(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::Secure(stream) => stream.flush(),
+        }
+    }
 }
 
 impl Client {
@@ -41,11 +83,14 @@ impl Client {
 
     /// Waits at most `limit` for each of them.
     pub fn connect_with(address: SocketAddr, limit: Duration) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, limit)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.set_write_timeout(Some(limit))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self { stream: BufReader::new(Line::Plain(connect(address, limit)?)) })
+    }
+
+    /// As [`Client::connect_with`], over TLS; the certificate must be of the address.
+    pub fn connect_secure(address: SocketAddr, limit: Duration, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let socket = connect(address, limit)?;
+        let tls = ClientConnection::new(Arc::clone(config), address.ip().into()).map_err(io::Error::other)?;
+        Ok(Self { stream: BufReader::new(Line::Secure(Box::new(StreamOwned::new(tls, socket)))) })
     }
 
     pub fn get(&mut self, path: &str) -> io::Result<Answer> {
@@ -65,7 +110,9 @@ impl Client {
 
     /// Writes bytes as they are: half a request, or one that is none.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.get_mut().write_all(bytes)
+        let line = self.stream.get_mut();
+        line.write_all(bytes)?;
+        line.flush()
     }
 
     /// Reads one answer; `UnexpectedEof` if the server closed instead.
@@ -101,7 +148,7 @@ impl Client {
 
     /// Whether the server has closed its side: an end, or an error other than that nothing came within `limit`.
     pub fn is_closed_within(&mut self, limit: Duration) -> bool {
-        let _ = self.stream.get_ref().set_read_timeout(Some(limit));
+        let _ = self.stream.get_ref().socket().set_read_timeout(Some(limit));
         match self.stream.fill_buf() {
             Ok(bytes) => bytes.is_empty(),
             Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
@@ -130,6 +177,14 @@ impl Client {
         }
         Ok(line.trim_end_matches(['\r', '\n']).to_owned())
     }
+}
+
+fn connect(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect_timeout(&address, limit)?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(limit))?;
+    socket.set_write_timeout(Some(limit))?;
+    Ok(socket)
 }
 
 fn invalid(text: &str) -> io::Error {

@@ -26,6 +26,7 @@ pub mod oracle;
 mod relay;
 pub mod scene;
 pub mod shim;
+pub mod smuggle;
 pub mod stall;
 pub mod troubles;
 pub mod whole;

@@ -1,0 +1,180 @@
+//! Each attack alone and many at once, beside a SIPSIM that must not notice: 100 events a second, on connections that it keeps and on fresh ones,
+//! each answered 2xx within two seconds. And the relay's memory, descriptors, log and metrics stay within their bounds.
+//!
+//! SIEGE_SECONDS (2) is how long each attack lasts, SIEGE_FORGED (20000) how many forged requests must all be refused; `make siege` is the
+//! long form. Attackers stand behind SIPSIM and the relay in priority (attack.rs says why).
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod attack;
+mod forge;
+mod sipsim;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use attack::{Attack, Besieger, UnderWay};
+use rustls::{ClientConfig, RootCertStore};
+use sipsim::{Connect, Sipsim, TIMEOUT};
+use support::{Client, Relay};
+use watch::Watch;
+
+/// Attacks on the public port of a relay without TLS.
+const PUBLIC: [Besieger; 12] = [
+    attack::SLOW_HEADS,
+    attack::SLOW_BODIES,
+    Besieger::Own(attack::SILENT),
+    Besieger::Own(attack::COMING_AND_GOING),
+    Besieger::Own(attack::LARGE_HEADS),
+    Besieger::Own(attack::FORGED),
+    Besieger::Own(attack::ODD_BODIES),
+    Besieger::Own(attack::LARGE_BODIES),
+    Besieger::Own(attack::GARBAGE),
+    Besieger::Own(attack::SMUGGLING),
+    Besieger::Own(attack::OTHER_PROTOCOLS),
+    Besieger::Own(attack::TLS_GARBAGE),
+];
+const TLS: [Attack; 3] = [attack::TLS_GARBAGE, attack::HANDSHAKES, attack::SILENT];
+/// At once: those that hold connections, and floods beside them.
+const TOGETHER: [Besieger; 5] = [
+    attack::SLOW_HEADS,
+    attack::SLOW_BODIES,
+    Besieger::Own(attack::FORGED),
+    Besieger::Own(attack::SMUGGLING),
+    Besieger::Own(attack::OTHER_PROTOCOLS),
+];
+const ADMIN: [Attack; 4] = [attack::SILENT, attack::ADMIN_REQUESTS, attack::COMING_AND_GOING, attack::GARBAGE];
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} wants a whole number, not {text:?}")),
+        Err(_) => otherwise,
+    }
+}
+
+/// Attacks of one relay, and the SIPSIM beside them.
+struct Scene {
+    relay: Relay,
+    connect: Connect,
+    sent: Vec<support::Sent>,
+    rounds: usize,
+}
+
+impl Scene {
+    fn new(relay: Relay, connect: Connect) -> Self {
+        watch::raise_descriptors();
+        Self { relay, connect, sent: Vec::new(), rounds: 0 }
+    }
+
+    /// Runs these attacks together, and judges.
+    fn besiege(&mut self, name: &str, attacks: &[(Besieger, SocketAddr)]) {
+        let seconds = from_environment("SIEGE_SECONDS", 2);
+        self.rounds += 1;
+        let sipsim = Sipsim::start(&self.connect, self.rounds);
+        thread::sleep(Duration::from_millis(300)); // Its connections stand when the attack begins, as a pool's would.
+        let watch = Watch::begin(&self.relay);
+        let probes = watch::Probes::start(self.relay.admin);
+        let under_way: Vec<_> =
+            attacks.iter().map(|(besieger, target)| UnderWay::begin(besieger, *target, seconds)).collect();
+        thread::sleep(Duration::from_secs(seconds)); // The attack's length is what is asked for.
+        let grown = watch.grown();
+        drop(under_way);
+        let slowest_probe = probes.stop();
+        let result = sipsim.stop();
+        let log_lines = watch.assert_nothing_left(&self.relay, name);
+        let slowest = |sent: &[support::Sent]| sent.iter().map(|one| one.latency).max().unwrap_or_default();
+        eprintln!(
+            "{name}: {} on kept connections, the slowest {:.0?}; {} on fresh ones, {:.0?}; probes {slowest_probe:.0?}; {} MB more memory; {log_lines} lines logged",
+            result.kept.len(),
+            slowest(&result.kept),
+            result.fresh.len(),
+            slowest(&result.fresh),
+            grown / 1_000_000,
+        );
+        for sent in [result.kept, result.fresh] {
+            let refused: Vec<_> = sent.iter().filter(|one| !one.is_accepted() && !one.stalled).collect();
+            assert!(refused.is_empty(), "{name}: {} events had no 2xx, such as {:?}", refused.len(), refused[0]);
+            let late = sent.iter().filter(|one| one.latency >= TIMEOUT && !one.stalled).count();
+            assert_eq!(late, 0, "{name}: late answers");
+            self.sent.extend(sent);
+        }
+        watch.assert_memory(grown, name);
+    }
+
+    /// Every accepted event is on the output, and nothing else.
+    fn end(self) {
+        watch::assert_events(&self.relay, &self.sent);
+    }
+}
+
+#[test]
+fn sipsim_does_not_notice_attacks_on_the_public_port() {
+    let relay = Relay::start("");
+    let address = relay.ingress;
+    let mut scene = Scene::new(relay, Arc::new(move || Client::connect_with(address, TIMEOUT)));
+    for besieger in PUBLIC {
+        scene.besiege(besieger.name(), &[(besieger, address)]);
+    }
+    let admin = scene.relay.admin;
+    for attack in ADMIN {
+        scene.besiege(&format!("on the admin port, {}", attack.name), &[(Besieger::Own(attack), admin)]);
+    }
+    scene.end();
+}
+
+/// Part of the long form only. All floods at once take more than the processors of one machine, of which SIPSIM's clients want a share here.
+#[test]
+fn sipsim_does_not_notice_many_attacks_at_once() {
+    let relay = Relay::start("");
+    let address = relay.ingress;
+    let mut scene = Scene::new(relay, Arc::new(move || Client::connect_with(address, TIMEOUT)));
+    scene.besiege("many at once", &TOGETHER.map(|besieger| (besieger, address)));
+    scene.end();
+}
+
+#[test]
+fn sipsim_does_not_notice_attacks_on_tls() {
+    let relay = Relay::prepare("[ingress.tls]\ncertificate_file = \"tls.crt\"\nprivate_key_file = \"tls.key\"\n");
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+    std::fs::write(relay.path("tls.crt"), certified.cert.pem()).expect("a file");
+    std::fs::write(relay.path("tls.key"), certified.signing_key.serialize_pem()).expect("a file");
+    let mut roots = RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).expect("a certificate");
+    let config = ANYBODY.get_or_init(|| Arc::new(client(roots)));
+    let mut relay = relay;
+    relay.run();
+    let address = relay.ingress;
+    let mut scene = Scene::new(relay, Arc::new(move || Client::connect_secure(address, TIMEOUT, config)));
+    for attack in TLS {
+        scene.besiege(&format!("on TLS, {}", attack.name), &[(Besieger::Own(attack), address)]);
+    }
+    scene.besiege("on TLS, all together", &TLS.map(|attack| (Besieger::Own(attack), address)));
+    scene.end();
+}
+
+/// Who trusts the only certificate that there is in these tests.
+static ANYBODY: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+
+fn trusting_anybody() -> &'static Arc<ClientConfig> {
+    ANYBODY.get().expect("the relay with TLS runs")
+}
+
+fn client(roots: RootCertStore) -> ClientConfig {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("there are versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+#[test]
+fn no_forged_request_is_accepted() {
+    let begin = Instant::now();
+    let count = from_environment("SIEGE_FORGED", 20_000);
+    forge::none_is_accepted(count);
+    eprintln!("{count} forged requests, none accepted, in {:.0?}", begin.elapsed());
+}
