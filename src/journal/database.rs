@@ -224,8 +224,8 @@ impl Database {
                 continue; // Nobody was heard of.
             }
             match self.accounts_dirty.iter_mut().find(|(name, _)| *name == event.account) {
-                Some((_, at)) => *at = event.received_at,
-                None => self.accounts_dirty.push((event.account.clone(), event.received_at)),
+                Some((_, at)) => *at = now,
+                None => self.accounts_dirty.push((event.account.clone(), now)),
             }
         }
         drop(insert);

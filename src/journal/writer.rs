@@ -311,7 +311,7 @@ fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: 
         metrics.journal.commit_duration.observe(took.as_secs_f64());
         metrics.journal.commit_events.observe(written.accepted as f64);
     }
-    count(&shared.metrics, &group.appends, &written.receipts, &written.discarded);
+    count(&shared.metrics, &group.appends, &written.receipts, &written.discarded, clock::now());
     for (append, receipt) in group.appends.into_iter().zip(written.receipts) {
         let _ = append.reply.send(Ok(receipt)); // Nobody waits: the deadline passed meanwhile.
     }
@@ -348,9 +348,9 @@ fn tell(shared: &Shared, step: orders::Step) {
 }
 
 /// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
-fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize]) {
+fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize], now: Timestamp) {
     let mut kinds: Vec<(&AccountName, &EventName, bool, u64, Timestamp)> = Vec::new();
-    let mut heard: Vec<(&AccountName, Timestamp)> = Vec::new();
+    let mut heard: Vec<&AccountName> = Vec::new();
     let new = appends.iter().zip(receipts).enumerate().filter(|(_, (_, receipt))| !receipt.duplicate);
     for (place, (Append { event, .. }, _)) in new {
         let gone = discarded.binary_search(&place).is_ok();
@@ -361,9 +361,8 @@ fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded:
             Some((.., count, at)) => (*count, *at) = (*count + 1, event.received_at),
             None => kinds.push((&event.account, &event.name, gone, 1, event.received_at)),
         }
-        match heard.iter_mut().find(|(account, _)| **account == event.account) {
-            Some((_, at)) => *at = event.received_at,
-            None => heard.push((&event.account, event.received_at)),
+        if !heard.contains(&&event.account) {
+            heard.push(&event.account);
         }
     }
     for (account, name, gone, count, at) in kinds {
@@ -371,8 +370,9 @@ fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded:
         let counter = if gone { &metrics.accounts.discarded } else { &metrics.accounts.accepted };
         counter.with_label_values(&[account.as_str(), name.as_str()]).inc_by(count);
     }
-    for (account, at) in heard {
-        metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).set(at.as_seconds_f64());
+    for account in heard {
+        // Not the arrival: what a new secret proved late came before what was accepted meanwhile.
+        metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).set(now.as_seconds_f64());
     }
 }
 

@@ -39,15 +39,19 @@ fn what_comes_signed_anew_before_the_relay_knows_is_kept_after_all() {
     assert_eq!(numbers(&relay).len(), 1, "nothing of it leaves before it is proved");
     let journal = fs::read(relay.path("data/journal.db-wal")).expect("the journal");
     assert!(!journal.windows(8).any(|bytes| bytes == b"number 3"), "nor is any of it on disk");
+    assert_eq!(post(&relay, SECRET, 100), 200);
+    let last_accepted = || gauge(&relay, "sipsim_relay_last_accepted_timestamp_seconds", &[("account", "default")]);
+    let meanwhile = last_accepted();
     relay.write_secret("next", NEW);
     relay.signal(Signal::HUP);
     wait_until("the held ones to be recovered", IN_FORCE, || {
         gauge(&relay, "sipsim_relay_webhooks_recovered_total", &[("account", "default")]) == 5.0
     });
+    assert!(last_accepted() > meanwhile, "they were accepted after what came in between");
     assert_eq!(post(&relay, NEW, 6), 200);
-    wait_until("all to leave", IN_FORCE, || numbers(&relay).len() == 7);
-    let expected: Vec<String> = (0..=6).map(|number| format!("number {number}")).collect();
-    assert_eq!(numbers(&relay), expected, "in the order of their arrival");
+    wait_until("all to leave", IN_FORCE, || numbers(&relay).len() == 8);
+    let expected: Vec<String> = [0, 100, 1, 2, 3, 4, 5, 6].iter().map(|number| format!("number {number}")).collect();
+    assert_eq!(numbers(&relay), expected, "in the order of their acceptance, and of their arrival among them");
     // The old one is used no more, as its metric says, and can go.
     let used = |secret| gauge(&relay, "sipsim_relay_secret_last_used_timestamp_seconds", &[("secret", secret)]);
     assert!(used("sipsim") > 0.0 && used("next") >= used("sipsim"));
