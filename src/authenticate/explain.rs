@@ -101,7 +101,10 @@ impl Accounts {
         // Without its body nothing can be said of a request but what its headers show.
         let of_headers =
             |finding: &&Finding| body.is_some() || !matches!(finding, Finding::BodyEmpty | Finding::NoSecretFits(_));
-        let causes: Vec<String> = diagnosis.findings.iter().filter(of_headers).map(ToString::to_string).collect();
+        let mut causes: Vec<String> = diagnosis.findings.iter().filter(of_headers).map(ToString::to_string).collect();
+        if causes.is_empty() {
+            causes.push(unseen(diagnosis.signed_with));
+        }
         if reason == Refused::BadSignature && diagnosis.fresh {
             self.log_cause(&account.name, &causes);
         }
@@ -117,6 +120,20 @@ impl Accounts {
             warn!(account.name = %account, "a signature of account {account} is wrong; the likely cause: {text}");
             *logged = Some(text);
         }
+    }
+}
+
+/// What is to be said of a request that shows nothing wrong: the files have a secret that was not in force when it came, or its body would
+/// have to be looked at.
+fn unseen(signed_with: Option<String>) -> String {
+    match signed_with {
+        Some(name) => format!(
+            "It is signed with the {name}, which the relay had not read yet. Nothing is to be done: it does within seconds, and tries what it refused again (keep_refused)."
+        ),
+        None => format!(
+            "The two headers look right, and bodies over {} KiB are not searched here: give this one to `sipsim-relay verify`.",
+            BODY_MAX >> 10
+        ),
     }
 }
 

@@ -314,4 +314,5 @@ fn forged_fixture() -> &'static Accounts {
     })
 }
 
+mod explaining;
 mod reloading;
