@@ -88,6 +88,8 @@ struct Slot {
     waiting: VecDeque<Record>,
     /// Numbers of the records that librdkafka has and that have no report yet.
     open: SequenceSet,
+    /// Polls the producer; it rests longer while nothing is open.
+    worker: Option<thread::Thread>,
     /// Something was delivered since the last producer was made.
     delivered: bool,
 }
@@ -145,6 +147,7 @@ impl Drop for Kafka {
 
 /// A thread that serves a producer.
 struct Thread {
+    thread: thread::Thread,
     stop: Option<Sender<()>>,
     stopped: Receiver<()>,
 }
@@ -153,7 +156,7 @@ impl Thread {
     fn start(output: &OutputName, worker: Worker, producer: Option<Arc<Producer>>) -> Result<Self, String> {
         let (stop, told_to_stop) = mpsc::channel();
         let (done, stopped) = mpsc::channel();
-        thread::Builder::new()
+        let handle = thread::Builder::new()
             .name(format!("kafka-{output}"))
             .spawn(move || {
                 worker.run(producer, &told_to_stop);
@@ -161,12 +164,13 @@ impl Thread {
                 let _ = done.send(());
             })
             .map_err(|error| format!("no thread could be started for librdkafka: {error}"))?;
-        Ok(Self { stop: Some(stop), stopped })
+        Ok(Self { thread: handle.thread().clone(), stop: Some(stop), stopped })
     }
 
     /// Gives where it says that it has ended.
     fn tell_to_stop(&mut self) -> &Receiver<()> {
         self.stop = None;
+        self.thread.unpark();
         &self.stopped
     }
 }
@@ -218,6 +222,11 @@ impl Shared {
             .payload(&record.payload)
             .headers(headers);
         let Err((error, _)) = producer.send(message) else {
+            if slot.open.is_empty()
+                && let Some(worker) = &slot.worker
+            {
+                worker.unpark();
+            }
             slot.open.insert(record.sequence);
             return;
         };
@@ -302,7 +311,7 @@ impl Shared {
         }
     }
 
-    /// A new producer takes over, with what waited for it, in order.
+    /// A new producer takes over, with what waited for it, in order. To be called by the thread that polls it.
     fn install(&self, role: Role, producer: Arc<Producer>) {
         let mut state = self.state();
         if role == Role::Main {
@@ -310,6 +319,7 @@ impl Shared {
         }
         let slot = state.slot(role);
         slot.producer = Some(producer);
+        slot.worker = Some(thread::current());
         slot.delivered = false;
         for record in std::mem::take(&mut slot.waiting) {
             if state.lanes.is_closed(&record.lane) {
