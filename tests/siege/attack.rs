@@ -118,7 +118,7 @@ fn besiege(attack: Attack, target: SocketAddr, stopped: oneshot::Receiver<()>) {
 async fn connect(target: SocketAddr, number: usize) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         socket.set_zero_linger()?;
     }
     socket.bind((Ipv4Addr::new(127, 0, 7, 1 + (number % 100) as u8), 0).into())?;
@@ -305,7 +305,7 @@ pub const OTHER_PROTOCOLS: Attack = Attack {
             let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
             let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), settings].concat();
             let hello = [b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".as_slice(), &[0x5a; 505]].concat();
-            stream.write_all(if number % 2 == 0 { &preface } else { &hello }).await?;
+            stream.write_all(if number.is_multiple_of(2) { &preface } else { &hello }).await?;
             until_closed(stream).await
         })
     },
