@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 use tracing::warn;
@@ -36,8 +37,8 @@ use crate::{clock, config};
 
 /// Probes, a scraper or two, and some people looking.
 const CONNECTIONS_MAX: usize = 128;
-/// How long a connection may at least stay, however many come: a probe asks as soon as it is connected, and its answer is made at once, but on
-/// a machine under attack its turn to be read comes only after others'. With the number above it bounds a flood to 6,400 connections a second.
+/// How long a connection may at least stay, however many come, from its first turn: a probe asks as soon as it is connected, and its answer is
+/// made at once, but under attack its turn comes only after others'. With the number above it bounds a flood to 6,400 connections a second.
 const STAY_MIN: Duration = Duration::from_millis(20);
 /// For a connection as a whole: each carries one request.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -71,27 +72,31 @@ impl Admin {
         let mut sampling = JoinSet::new(); // Ends with this.
         sampling.spawn(sample(Arc::clone(&self.sources)));
         let mut connections = JoinSet::new();
-        let mut oldest: VecDeque<(Instant, AbortHandle)> = VecDeque::new();
+        let mut oldest: VecDeque<Open> = VecDeque::new();
         let mut is_failing = false;
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     is_failing = false;
                     while connections.try_join_next().is_some() {}
-                    oldest.retain(|(_, connection)| !connection.is_finished());
+                    oldest.retain(|open| !open.connection.is_finished());
                     // An answer takes milliseconds: who has been there longest asks nothing, and must not keep a probe waiting.
                     if oldest.len() >= CONNECTIONS_MAX
-                        && let Some((since, connection)) = oldest.pop_front()
+                        && let Some(open) = oldest.pop_front()
                     {
-                        sleep_until(since + STAY_MIN).await;
-                        connection.abort();
+                        if let Ok(since) = open.first_turn.await {
+                            sleep_until(since + STAY_MIN).await;
+                        }
+                        open.connection.abort();
                     }
                     let sources = Arc::clone(&self.sources);
+                    let (has_turn, first_turn) = oneshot::channel();
                     let connection = connections.spawn(async move {
+                        let _ = has_turn.send(Instant::now());
                         // Whoever is slower than this, or breaks off, has no use for the answer.
                         let _ = timeout(DEADLINE, serve_one(stream, sources)).await;
                     });
-                    oldest.push_back((Instant::now(), connection));
+                    oldest.push_back(Open { first_turn, connection });
                 }
                 Err(error) => {
                     if !is_failing {
@@ -103,6 +108,12 @@ impl Admin {
             }
         }
     }
+}
+
+/// A connection that may have to give way.
+struct Open {
+    first_turn: oneshot::Receiver<Instant>,
+    connection: AbortHandle,
 }
 
 /// Feeds the rates of the status page.

@@ -296,6 +296,21 @@ async fn a_crowd_that_asks_nothing_keeps_no_probe_waiting() {
     assert_eq!(asking.await.expect("at once"), 200);
 }
 
+#[tokio::test]
+async fn who_gives_way_to_a_crowd_had_time_to_ask() {
+    let relay = start().await;
+    let began = Instant::now();
+    let mut first = TcpStream::connect(relay.address).await.expect("the port listens");
+    let mut crowd = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        crowd.push(TcpStream::connect(relay.address).await.expect("the port listens"));
+    }
+    let mut read = [0];
+    let closed = timeout(PATIENCE, first.read(&mut read)).await.expect("the oldest gives way");
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+    assert!(began.elapsed() >= STAY_MIN, "after {:?}", began.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn healthcheck_tells_alive_from_ready_from_nobody() {
     let relay = start().await;

@@ -58,7 +58,7 @@ where
         let (door, watched) = (Arc::clone(door), Arc::clone(watched));
         async move { Ok::<_, Infallible>(door.answer(&watched, request).await) }
     });
-    let io = TokioIo::new(Noticed { stream, framing: Some(Framing::new()), watched: Arc::clone(watched) });
+    let io = TokioIo::new(Noticed { stream, framing: Some(Framing::default()), watched: Arc::clone(watched) });
     let mut connection = http.serve_connection(io, service);
     let mut is_finishing = false;
     let ended = poll_fn(|cx| {
@@ -98,7 +98,8 @@ where
 /// Returns when something comes, and `false` if the connection is told to go before. Until then a peer costs no buffer, which hyper takes
 /// before it reads.
 pub async fn is_spoken_to(stream: &TcpStream, watched: &Watched) -> bool {
-    poll_fn(|cx| match stream.poll_read_ready(cx) {
+    // Not `poll_read_ready`: of a connection that was just accepted tokio assumes that there is something to read, and asks the system only here.
+    poll_fn(|cx| match stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
         Poll::Ready(_) => Poll::Ready(true), // If it is broken, reading says so.
         Poll::Pending => watched.poll_order(cx).map(|_| false),
     })

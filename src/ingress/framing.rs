@@ -19,6 +19,7 @@ enum Next {
     Trailer,
 }
 
+/// Says of a connection's bytes, as they come, from which request on two programs might read them differently.
 pub struct Framing {
     next: Next,
     /// Bytes of a body before the next line.
@@ -53,11 +54,14 @@ impl Line {
     }
 }
 
-impl Framing {
-    pub fn new() -> Self {
+impl Default for Framing {
+    /// At a connection's first byte.
+    fn default() -> Self {
         Self { next: Next::RequestLine, skip: 0, begun: Line::EMPTY, length: None, is_chunked: false, heads: 0 }
     }
+}
 
+impl Framing {
     /// Takes what was read. `Err` is the number of the connection's request that can be read in two ways, from 1; behind it nothing is
     /// known, and this is not to be asked again.
     pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), u32> {
@@ -157,7 +161,7 @@ mod tests {
     /// However it is split.
     fn check(bytes: &str, expected: Result<(), u32>) {
         for piece in [usize::MAX, 1, 2, 7, 65] {
-            let mut framing = Framing::new();
+            let mut framing = Framing::default();
             let read = bytes.as_bytes().chunks(piece.min(bytes.len())).try_for_each(|piece| framing.read(piece));
             assert_eq!(read, expected, "{bytes:?} in pieces of {piece}");
         }

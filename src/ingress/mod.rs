@@ -21,7 +21,7 @@ mod budget;
 mod connection;
 mod descriptors;
 mod door;
-mod framing;
+pub mod framing;
 mod refusal;
 mod registry;
 mod tally;
@@ -201,8 +201,8 @@ impl<K: Keep> Site<K> {
         if !connection::is_spoken_to(&stream, watched).await {
             return;
         }
-        // In a box, so that who says nothing does not hold the room for it.
-        let serving = async {
+        // In a box, so that who says nothing does not hold the room for it; and made in place, since a moved variable keeps its room too.
+        let malformed = Box::pin(async {
             match &self.tls {
                 None => connection::serve(&self.http, stream, watched, &self.door).await,
                 Some(tls) => match tls.shake_hands(stream, watched).await {
@@ -210,8 +210,9 @@ impl<K: Keep> Site<K> {
                     Err(malformed) => malformed,
                 },
             }
-        };
-        if let Some(malformed) = Box::pin(serving).await {
+        })
+        .await;
+        if let Some(malformed) = malformed {
             self.door.count_malformed(malformed);
         }
     }

@@ -161,16 +161,35 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_flood_of_refusals_is_a_line_at_once_and_a_line_a_minute() {
+    /// Lets a tally with the account `default` do something, and look at what it logged.
+    fn with_tally(work: impl FnOnce(&Tally, &AccountName, &Log)) {
         let config = configuration();
         let account = config.accounts[0].name.clone();
         let tally = Tally::new(Metrics::new(&config), [account.clone()]);
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        tracing::subscriber::with_default(subscriber, || {
-            let refuse = |refusal| tally.count(Some(&account), &Err(refusal), Duration::ZERO);
+        tracing::subscriber::with_default(subscriber, || work(&tally, &account, &log));
+    }
+
+    #[test]
+    fn handshakes_that_fail_are_logged_like_refusals_and_are_none_of_http() {
+        with_tally(|tally, _, log| {
+            (0..1000).for_each(|_| tally.count_malformed(Malformed::NotTls));
+            tally.log_minute();
+            let lines = log.lines();
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            assert!(lines[0].contains("refused a request: tls: its TLS handshake failed"), "{lines:?}");
+            assert!(lines[1].contains("refused 999 more within a minute (account -): tls"), "{lines:?}");
+            let series = String::from_utf8(tally.metrics.text([])).unwrap();
+            assert!(!series.contains("reason=\"tls\""), "{series}");
+        });
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_a_line_at_once_and_a_line_a_minute() {
+        with_tally(|tally, account, log| {
+            let refuse = |refusal| tally.count(Some(account), &Err(refusal), Duration::ZERO);
             let bad_signature = Refusal::Unproved(Unproved::BadSignature);
             (0..1000).for_each(|_| refuse(bad_signature));
             refuse(Refusal::TooLarge);
@@ -189,7 +208,7 @@ mod tests {
             assert!(log.lines().is_empty(), "nothing more was refused");
             refuse(bad_signature);
             assert_eq!(log.lines().len(), 1, "after a quiet minute the next one is news again");
+            assert_eq!(tally.metrics.ingress.webhooks.with_label_values(&["default", "bad_signature"]).get(), 1001);
         });
-        assert_eq!(tally.metrics.ingress.webhooks.with_label_values(&["default", "bad_signature"]).get(), 1001);
     }
 }

@@ -41,7 +41,7 @@ pub struct Tls {
     server: Arc<ServerConfig>,
     /// To sign takes a processor up to a millisecond, and any stranger may ask for it: half of the processors do, and the others go on serving
     /// whoever is connected.
-    signing: Semaphore,
+    pub signing: Semaphore,
     files: config::Tls,
     in_force: Arc<InForce>,
     metrics: Arc<Metrics>,

@@ -263,11 +263,7 @@ fn history_gives_way_before_anything_is_refused() {
     let mut scene = Alone::prepare("[journal]\nsize_max = \"4 MiB\"\nfree_min = \"0\"\n");
     scene.relay.run();
     scene.assert_back();
-    let load = scene.load(8);
-    Alone::wait_for_accepted(&load, 12_000);
-    scene.note(load);
-    scene.drained();
-    assert!(scene.sent.iter().all(|one| one.status == Some(200)), "nothing was refused");
+    scene.load_in_steps(12_000);
     let metrics = scene.relay.metrics();
     let (bytes, most) = (metrics.get("sipsim_relay_journal_bytes", &[]), 4.0 * 1024.0 * 1024.0);
     assert!(bytes <= most, "{bytes} bytes");
@@ -279,12 +275,7 @@ fn history_gives_way_before_anything_is_refused() {
 fn what_is_remembered_of_requests_gives_way_too() {
     let mut scene = Alone::prepare("[journal]\nsize_max = \"1 MiB\"\nfree_min = \"0\"\nretention = 0\n");
     scene.relay.run();
-    let load = scene.load(64);
-    Alone::wait_for_accepted(&load, 40_000);
-    scene.note(load);
-    scene.drained();
-    let refused = scene.sent.iter().filter(|one| one.status != Some(200)).count();
-    assert_eq!(refused, 0, "of {}", scene.sent.len());
+    scene.load_in_steps(40_000);
     // What came a moment ago is known again all the same.
     let (body, timestamp) = (scene.body(), now().to_string());
     let signature = sign(SECRET, &timestamp, body.as_bytes());
@@ -313,12 +304,7 @@ fn the_debt_of_a_removed_output_keeps_its_own_events_and_no_others() {
     scene.relay.kill9();
     scene.relay.configure(SMALL);
     scene.relay.run();
-    let load = scene.load(8);
-    Alone::wait_for_accepted(&load, 4_000);
-    scene.note(load);
-    scene.drained();
-    let refused = scene.sent.iter().filter(|one| one.status != Some(200)).count();
-    assert_eq!(refused, 0, "of {}", scene.sent.len());
+    scene.load_in_steps(4_000);
     assert_eq!(owed(&scene), before);
 }
 

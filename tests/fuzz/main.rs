@@ -1,8 +1,11 @@
-//! Input that anybody may write, mutated and random, for what reads it: headers and verification, normalizing, configuration, journal import.
+//! Input that anybody may write, mutated and random, for what reads it: framing, headers and verification, normalizing, configuration, journal
+//! import.
 //! Nothing may panic, nothing unsigned may come in, and what comes in must come out as it went in.
 //!
 //! In one process, without coverage guidance. FUZZ_INPUTS (default 20,000) is how many over all; `make fuzz` gives a hundred million, in a release
 //! build. FUZZ_SEED repeats a run, FUZZ_FROM goes on with one that was broken off; a failure prints its input.
+
+mod framing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -36,14 +39,15 @@ const ROUND: u64 = 10_000;
 type Target = fn(&Fixture, &mut Rng, &[u8]);
 
 /// Each with its share of all inputs, in thousandths: configuration goes through a file, and import through base64 and JSON.
-const TARGETS: [(&str, u64, Target, &[&str]); 4] = [
+const TARGETS: [(&str, u64, Target, &[&str]); 5] = [
     (
         "headers and verification",
         600,
         verification,
         &["1736937000", "01736937299", "f00", "{\"event\":\"sms\"}", "0x1", "+1"],
     ),
-    ("normalize", 389, normalizing, BODIES),
+    ("normalize", 289, normalizing, BODIES),
+    ("framing", 100, framing::framing, framing::SEEDS),
     ("journal import", 10, import, &[]),
     (
         "configuration",
@@ -187,7 +191,7 @@ fn configuration(fixture: &Fixture, _: &mut Rng, input: &[u8]) {
 
 /// One to eight changes: bits, bytes, pieces cut, doubled, moved, and words that parsers trip over.
 fn mutated(rng: &mut Rng, seed: &[u8]) -> Vec<u8> {
-    const WORDS: [&[u8]; 14] = [
+    const WORDS: [&[u8]; 18] = [
         b"\"",
         b"{",
         b"[",
@@ -202,6 +206,10 @@ fn mutated(rng: &mut Rng, seed: &[u8]) -> Vec<u8> {
         b"pbx_id",
         b"\xe2\x80\xa8",
         b"null",
+        b"\n",
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"chunked, ",
     ];
     let start = if seed.len() > INPUT_MAX { rng.usize(..seed.len() - INPUT_MAX) } else { 0 };
     let mut bytes: Vec<u8> = seed[start..].iter().copied().take(INPUT_MAX).collect();

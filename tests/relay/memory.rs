@@ -1,6 +1,7 @@
-//! A secret that is no longer accepted is no longer in the process's memory either.
+//! What is in the process's memory: no secret that is no longer accepted, and next to nothing for strangers who say nothing.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -43,4 +44,24 @@ fn a_secret_that_was_rotated_out_is_wiped_from_memory() {
     });
     assert!(found(&relay, NEXT.as_bytes()) > 0);
     assert_eq!(found(&relay, SECRET.as_bytes()), 0, "copies of a secret that nobody accepts any more");
+}
+
+/// `SECURITY.md`: no buffer before a connection's first byte. hyper's own take 16 KiB.
+#[test]
+fn connections_that_say_nothing_cost_next_to_no_memory() {
+    const CONNECTIONS: u64 = 800; // Two processes share what one is allowed to open on many systems.
+    const EACH_MAX: u64 = 4 << 10;
+    let relay = Relay::start("");
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", relay.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux shows it");
+        line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok()).expect("a number of KiB") << 10
+    };
+    let open = || relay.metrics().get("sipsim_relay_http_connections", &[]) as u64;
+    let before = resident();
+    let silent: Vec<_> = (0..CONNECTIONS).map(|_| TcpStream::connect(relay.ingress).expect("it listens")).collect();
+    wait_until("all to be accepted", Duration::from_secs(30), || open() >= CONNECTIONS);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < CONNECTIONS * EACH_MAX, "{grown} bytes for {CONNECTIONS} connections");
+    drop(silent);
 }

@@ -40,9 +40,10 @@ const PUBLIC: [Besieger; 12] = [
 ];
 const TLS: [Attack; 3] = [attack::TLS_GARBAGE, attack::HANDSHAKES, attack::SILENT];
 /// At once: those that hold connections, and floods beside them.
-const TOGETHER: [Besieger; 5] = [
+const TOGETHER: [Besieger; 6] = [
     attack::SLOW_HEADS,
     attack::SLOW_BODIES,
+    Besieger::Own(attack::SILENT),
     Besieger::Own(attack::FORGED),
     Besieger::Own(attack::SMUGGLING),
     Besieger::Own(attack::OTHER_PROTOCOLS),

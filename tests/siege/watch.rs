@@ -19,8 +19,10 @@ const GROWTH_MAX: u64 = (64 << 20) + 64_000_000;
 const LOG_LINES_MAX: usize = 24;
 /// Descriptors that come and go by themselves: SIPSIM's connections, the journal's readers, a probe.
 const DESCRIPTORS_SPARE: usize = 24;
-/// Who finds the kernel's queue full knocks again after a second. Kubernetes asks three times before it acts.
+/// Who finds the kernel's queue full knocks again after a second.
 const PROBE_MAX: Duration = Duration::from_secs(2);
+/// Kubernetes asks `/livez` six times before it acts (deploy/helm); here is less patience.
+const PROBE_TRIES: u32 = 3;
 
 pub struct Watch {
     pid: u32,
@@ -104,11 +106,17 @@ impl Probes {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
-                let start = Instant::now();
-                let answer = Client::connect_with(admin, PROBE_MAX).and_then(|mut client| client.get(path));
-                let status = answer.map(|answer| answer.status).map_err(|error| error.to_string());
-                assert_eq!(status, Ok(200), "{path} after {:?}", start.elapsed());
-                slowest = slowest.max(start.elapsed());
+                let mut tries = (1..=PROBE_TRIES).map(|number| {
+                    let start = Instant::now();
+                    let answer = Client::connect_with(admin, PROBE_MAX).and_then(|mut client| client.get(path));
+                    let status = answer.map(|answer| answer.status).map_err(|error| error.to_string());
+                    if status != Ok(200) {
+                        eprintln!("probe {number}, {path}: {status:?} after {:.0?}", start.elapsed());
+                    }
+                    (status == Ok(200)).then(|| start.elapsed())
+                });
+                let took = tries.find_map(|answered| answered);
+                slowest = slowest.max(took.unwrap_or_else(|| panic!("{path} was not answered {PROBE_TRIES} times")));
                 thread::sleep(Duration::from_millis(100)); // Often enough, and no flood of its own.
             }
             slowest

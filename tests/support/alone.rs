@@ -1,5 +1,8 @@
 //! A relay with console output only, over a disk that the test governs: the oracle's books over many lives of its process.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::oracle::{self, Arrived};
@@ -39,6 +42,35 @@ impl Alone {
         let first = self.next;
         self.next += NUMBERS;
         Load::start(&self.relay, clients, move |client, number| oracle::body(client, first + number))
+    }
+
+    /// At least so many events, in steps: the next one comes when the journal knows of all but a thousand that they went out, which an output
+    /// tells it by the thousand. So it is never full of what is owed, however slow the machine is, and every event must be accepted.
+    pub fn load_in_steps(&mut self, at_least: usize) {
+        const CLIENTS: usize = 32;
+        const EACH: usize = 10;
+        let allowed = Arc::new(AtomicUsize::new(0));
+        let (first, gate) = (self.next, Arc::clone(&allowed));
+        self.next += NUMBERS;
+        let load = Load::start(&self.relay, CLIENTS, move |client, number| {
+            while number >= gate.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1)); // It looks again: the turn is given by the other thread.
+            }
+            oracle::body(client, first + number)
+        });
+        for step in 1..=at_least.div_ceil(CLIENTS * EACH) {
+            allowed.store(step * EACH, Ordering::Relaxed);
+            wait_until("every event of a step to be accepted", LONG, || {
+                load.accepted() >= (step * EACH * CLIENTS) as u64
+            });
+            wait_until("most to be published", LONG, || self.pending() <= 1_000.0);
+        }
+        load.end();
+        allowed.store(usize::MAX, Ordering::Relaxed); // Each still has its next one to send.
+        self.note(load);
+        self.drained();
+        let refused = self.sent.iter().filter(|one| one.status != Some(200)).count();
+        assert_eq!(refused, 0, "of {}", self.sent.len());
     }
 
     /// A single body of which the same holds.
@@ -113,9 +145,11 @@ impl Alone {
     /// Waits until nothing is pending. The relay must run with its output open.
     pub fn drained(&self) {
         wait_until("the relay to be ready", LONG, || self.is_ready());
-        wait_until("nothing to be pending", LONG, || {
-            self.relay.metrics().get("sipsim_relay_events_pending", &[("output", "console")]) == 0.0
-        });
+        wait_until("nothing to be pending", LONG, || self.pending() == 0.0);
+    }
+
+    fn pending(&self) -> f64 {
+        self.relay.metrics().get("sipsim_relay_events_pending", &[("output", "console")])
     }
 
     /// Everything that came out, over all lives of the process.

@@ -59,9 +59,14 @@ impl Load {
         self.accepted.load(Ordering::Relaxed)
     }
 
+    /// No client begins another request.
+    pub fn end(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Lets every client finish its request, and returns all that were sent: each client's in its order, one client after another.
     pub fn stop(self) -> Vec<Sent> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.end();
         self.clients.into_iter().flat_map(|client| client.join().expect("a client does not panic")).collect()
     }
 }

@@ -214,3 +214,20 @@ async fn past_the_most_connections_the_longest_idle_one_goes() {
     }
     relay.connections(2).await;
 }
+
+#[tokio::test]
+async fn many_may_wait_to_be_accepted_and_none_has_to_knock_again() {
+    // More than tokio's own listener lets wait, and what the system allows; each takes a descriptor here.
+    let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = limit.maximum.map_or(4_000, |hard| hard.min(4_000)).max(limit.current.unwrap_or(4_000));
+    let raised = rustix::process::Rlimit { current: Some(wanted), ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let listener = crate::ingress::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    for number in 0..1_500.min(allowed) {
+        let connected = timeout(Duration::from_millis(900), TcpStream::connect(address)).await;
+        waiting.push(connected.unwrap_or_else(|_| panic!("number {number} has to knock again")).unwrap());
+    }
+}

@@ -9,6 +9,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::*;
+use crate::ingress::registry::{Phase, Registry};
 use crate::ingress::tls::Tls;
 
 /// A certificate for `relay.test`, written to the folder as a pair of files.
@@ -25,7 +26,7 @@ fn files(folder: &Path) -> config::Tls {
 
 /// Connects as somebody who trusts just this certificate.
 async fn connect(
-    relay: &Running,
+    address: SocketAddr,
     trusted: &CertificateDer<'static>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Option<Peer<TlsStream<TcpStream>>> {
@@ -36,7 +37,7 @@ async fn connect(
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let stream = TcpStream::connect(relay.address).await.unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("relay.test").unwrap();
     TlsConnector::from(Arc::new(client)).connect(name, stream).await.ok().map(Peer::new)
 }
@@ -49,7 +50,7 @@ async fn both_versions_of_tls_are_spoken() {
     for (version, expected) in
         [(&version::TLS12, ProtocolVersion::TLSv1_2), (&version::TLS13, ProtocolVersion::TLSv1_3)]
     {
-        let mut peer = connect(&relay, &trusted, &[version]).await.expect("a handshake");
+        let mut peer = connect(relay.address, &trusted, &[version]).await.expect("a handshake");
         assert_eq!(peer.stream.get_ref().1.protocol_version(), Some(expected));
         peer.send(post("{}")).await;
         assert_eq!(peer.answer().await.status, 200);
@@ -72,6 +73,30 @@ async fn a_handshake_has_the_deadline_too() {
     let mut silent = relay.connect().await;
     assert!(silent.rest().await.is_empty());
     relay.connections(0).await;
+}
+
+#[tokio::test]
+async fn a_handshake_waits_while_as_many_sign_as_may() {
+    let folder = tempfile::tempdir().unwrap();
+    let trusted = write_pair(folder.path());
+    let metrics = Metrics::new(&configuration());
+    let tls = Tls::load(&files(folder.path()), &metrics).unwrap();
+    let listener = crate::ingress::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let registry = Registry::new(1, metrics.ingress.connections.clone());
+    let admitted = registry.admit(Phase::Handshake).expect("there is room");
+    let address = listener.local_addr().unwrap();
+    let others = tls.signing.acquire_many(tls.signing.available_permits() as u32).await.unwrap();
+    let both = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        tls.shake_hands(stream, &admitted.watched).await.is_ok()
+    };
+    let versions = [&version::TLS13];
+    let mut both = Box::pin(async { tokio::join!(both, connect(address, &trusted, &versions)) });
+    // It takes a few milliseconds; while the others sign, it may take for ever.
+    assert!(timeout(Duration::from_millis(200), &mut both).await.is_err(), "it signed beside all others");
+    drop(others);
+    let (shaken, connected) = timeout(PATIENCE, both).await.expect("its turn came");
+    assert!(shaken && connected.is_some());
 }
 
 #[tokio::test]
@@ -110,10 +135,10 @@ async fn new_connections_see_a_renewed_certificate_within_ten_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let first = write_pair(folder.path());
     let relay = start(|limits| limits.tls = Some(files(folder.path()))).await;
-    let mut old = connect(&relay, &first, &[&version::TLS13]).await.expect("a handshake");
+    let mut old = connect(relay.address, &first, &[&version::TLS13]).await.expect("a handshake");
     let second = write_pair(folder.path());
     let renewed = async {
-        while connect(&relay, &second, &[&version::TLS13]).await.is_none() {
+        while connect(relay.address, &second, &[&version::TLS13]).await.is_none() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
