@@ -19,9 +19,10 @@ const APPLICATION_ID: i32 = 0x7370_726a;
 pub(super) const FORMAT: i64 = 1;
 /// What was added to `schema.sql` since it was frozen.
 pub(super) const ADDITIONS: &str = include_str!("additions.sql");
-/// As good as any other size for rows of half a kilobyte (DESIGN §8).
-const PAGE_BYTES: u32 = 8192;
-/// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 8 MiB, or less ([`log_max`]).
+/// Of a new file. Each commit writes the pages that grow as a whole, and a body of 4 KiB would leave half of a larger page empty: with 8 KiB a
+/// fifth more is written for bodies of 500 bytes, and nearly twice as much for those of 4 KiB (docs/performance.md).
+pub(super) const PAGE_BYTES: u32 = 4096;
+/// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 4 MiB, or less ([`log_max`]).
 const WAL_PAGES: std::ops::RangeInclusive<u64> = 16..=1_000;
 /// A sixteenth of a small journal, since the log counts in its size.
 const WAL_PART_OF_SIZE: u64 = 16;
@@ -246,10 +247,11 @@ fn connect(journal: &Path, log_max: u64) -> rusqlite::Result<Connection> {
     db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // A commit returns when it is synced; a reader sees it only after that (SQLite syncs the log before it moves the log's index on).
     db.pragma_update(None, "synchronous", "FULL")?;
-    let wal_pages = (log_max / u64::from(PAGE_BYTES)).clamp(*WAL_PAGES.start(), *WAL_PAGES.end());
+    let page_bytes: u32 = db.pragma_query_value(None, "page_size", |row| row.get(0))?; // An older file's are of 8 KiB.
+    let wal_pages = (log_max / u64::from(page_bytes)).clamp(*WAL_PAGES.start(), *WAL_PAGES.end());
     db.pragma_update(None, "wal_autocheckpoint", wal_pages as i64)?;
     // A log that grew while a reader lagged is cut back to twice that once it has been checkpointed.
-    db.pragma_update(None, "journal_size_limit", wal_pages as i64 * 2 * i64::from(PAGE_BYTES))?;
+    db.pragma_update(None, "journal_size_limit", wal_pages as i64 * 2 * i64::from(page_bytes))?;
     db.pragma_update(None, "temp_store", "MEMORY")?;
     // After a failed write the log holds what nobody promised; closing must not copy it into the file.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;

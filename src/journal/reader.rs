@@ -247,11 +247,11 @@ mod tests {
         db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
         drop(db);
         // The file's last pages but a few hold events; the first bytes of a page say what it is.
-        let pages = std::fs::metadata(&path).unwrap().len() / 8192;
-        let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.seek(SeekFrom::Start((pages - 5) * 8192)).unwrap();
-        file.write_all(&[0xff; 64]).unwrap();
-        drop(file);
+        let pages = std::fs::metadata(&path).unwrap().len() / u64::from(file::PAGE_BYTES);
+        let mut damaged = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        damaged.seek(SeekFrom::Start((pages - 5) * u64::from(file::PAGE_BYTES))).unwrap();
+        damaged.write_all(&[0xff; 64]).unwrap();
+        drop(damaged);
         let (mut whole, mut corrupt, mut after) = (0, 0, 0);
         let mut reader = Reader::new(&path);
         loop {

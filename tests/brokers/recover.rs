@@ -263,7 +263,7 @@ fn what_waits_goes_to_the_new_topic_when_the_template_changes() {
 
 #[test]
 fn a_corrupt_journal_is_set_aside_at_the_start_and_events_are_accepted() {
-    for (what, at) in [("its header", 0), ("its second page and all behind", 8192)] {
+    for (what, at) in [("its header", 0), ("its second page and all behind", 4096)] {
         let mut scene = Scene::start("corrupt", "");
         assert_eq!(scene.relay.post(oracle::body(0, 0).as_bytes()).status, 200);
         scene.relay.terminate(LONG);

@@ -11,7 +11,7 @@ use crate::support::{finish, wait_until};
 use crate::{count, disk, seed};
 
 const LONG: Duration = Duration::from_secs(60);
-const PAGE: usize = 8192;
+const PAGE: usize = 4096;
 
 /// The file that was set aside, if one was.
 pub fn set_aside(scene: &Alone) -> Option<PathBuf> {
