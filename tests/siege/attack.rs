@@ -71,7 +71,9 @@ impl Drop for UnderWay {
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
-            let _ = child.wait();
+            let ended = child.wait().expect("it is ours");
+            // What `nice` says of a program that it cannot start.
+            assert!(ended.code() != Some(127), "slowhttptest (Debian's package of that name) is missing");
         }
     }
 }
@@ -88,7 +90,7 @@ fn slow(args: &[&str], target: SocketAddr, seconds: u64) -> Child {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("slowhttptest (Debian's package of that name) is installed")
+        .expect("every system has `nice`")
 }
 
 fn besiege(attack: Attack, target: SocketAddr, stopped: oneshot::Receiver<()>) {
