@@ -9,9 +9,11 @@ use crate::backlog;
 use crate::load::{self, Load, Until};
 use crate::relay::{self, Relay, Settings};
 use crate::report::{Aim, Group};
-use crate::stage::{Measured, Stage, away};
+use crate::stage::{Measured, Stage, USUAL, away};
 
 const PART: f64 = 0.5;
+/// More than are ever under way while answers are in time: with a few, what a slow answer delays would wait in the load, and not at the server.
+const CONNECTIONS: usize = 512;
 const FLOOR: &str = "floor";
 /// Retention that has something to delete while it is looked at.
 const SHORT: &str = "retention = \"1s\"\n";
@@ -32,7 +34,7 @@ pub fn measure(stage: &mut Stage) -> Result<Vec<Group>, String> {
     let rate = stage.maximum()? * PART;
     let mut group = Group::new("Half of the maximum offered, while …".into(), FLOOR, "requests/s");
     for run in 1..=stage.arguments.runs {
-        let load = stage.usual();
+        let load = stage.load(CONNECTIONS, USUAL.1);
         let floor = stage.floor(|server| load::offer(server.address()?, server.pid(), load, rate))?;
         floor.add_to(&mut group, FLOOR)?;
         for scene in scenes(stage)? {
@@ -124,7 +126,7 @@ fn play(stage: &mut Stage, scene: Scene, rate: f64) -> Result<Vec<(&'static str,
     let relay = Relay::start(relay::PROGRAM.as_ref(), &config)?;
     let pid = relay.running.pid();
     // The scene begins with what is counted, and what it does may take longer than that.
-    let usual = stage.usual();
+    let usual = stage.load(CONNECTIONS, USUAL.1);
     let warm_up = usual.warm_up;
     let disturbing = std::thread::spawn(move || {
         std::thread::sleep(warm_up);

@@ -50,6 +50,12 @@ const APPENDS_WAITING_MAX: usize = 4096;
 /// How long a write may take before the journal counts as failing: past a request's usual deadline every request runs into it.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
 
+/// A request that waited so long for its receipt, of the two seconds that it has, shows that processors or disk are short: a commit and a
+/// checkpoint take a few milliseconds.
+const PRESSED_FROM: Duration = Duration::from_millis(20);
+/// For how long that is believed: several commits, each of which may say so again.
+const PRESSED_FOR: Duration = Duration::from_millis(100);
+
 /// Proof that an event is synced to disk. Only [`Journal::append`] makes one.
 #[must_use]
 #[derive(Clone, Debug)]
@@ -124,6 +130,8 @@ struct Shared {
     path: PathBuf,
     waiting: AtomicUsize,
     health: watch::Sender<Health>,
+    /// When a request last waited for [`PRESSED_FROM`].
+    pressed_at: Mutex<Option<Instant>>,
     /// Since when the writer waits for the disk, while it does.
     at_disk_since: Mutex<Option<Instant>>,
     /// The last sequence that is synced.
@@ -169,6 +177,7 @@ type ProgressReply = oneshot::Sender<Result<(), AppendError>>;
 
 struct Append {
     event: Event,
+    since: Instant,
     reply: oneshot::Sender<Result<Receipt, AppendError>>,
 }
 
@@ -183,6 +192,7 @@ impl Journal {
         let shared = Arc::new(Shared {
             path: options.config.path.clone(),
             waiting: AtomicUsize::new(0),
+            pressed_at: Mutex::default(),
             health: watch::Sender::new(Health::Opening),
             at_disk_since: Mutex::default(),
             committed: watch::Sender::new(0),
@@ -205,7 +215,7 @@ impl Journal {
             return Err(AppendError::QueueFull);
         }
         let (reply, receipt) = oneshot::channel();
-        let append = Message::Append(Box::new(Append { event, reply }));
+        let append = Message::Append(Box::new(Append { event, since: Instant::now(), reply }));
         if self.queue.send(append).is_err() {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(AppendError::ShuttingDown);
@@ -244,6 +254,18 @@ impl Journal {
             }
             (health, _) => health,
         }
+    }
+
+    /// Whether a request waited long for its receipt a moment ago: who can do his work later does it later then.
+    pub fn is_pressed(&self) -> bool {
+        let pressed_at = *self.shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        pressed_at.is_some_and(|at| at.elapsed() < PRESSED_FOR)
+    }
+
+    #[cfg(test)]
+    pub fn press_for_test(&self) {
+        let long = Instant::now() + STALLED_AFTER * 30;
+        *self.shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(long);
     }
 
     pub fn health_changes(&self) -> watch::Receiver<Health> {

@@ -14,7 +14,9 @@ use tracing::{error, info, warn};
 
 use super::database::{Database, Written};
 use super::file::{self, Lock, OpenError};
-use super::{Append, AppendError, Health, Message, Options, Progress, ProgressReply, Receipt, Shared, orders};
+use super::{
+    Append, AppendError, Health, Message, Options, PRESSED_FROM, Progress, ProgressReply, Receipt, Shared, orders,
+};
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
 use crate::metrics::Metrics;
@@ -297,6 +299,9 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
 /// After the commit: readers first, so that publishing begins while the answers go out.
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
+    if group.appends.first().is_some_and(|oldest| oldest.since.elapsed() >= PRESSED_FROM) {
+        *shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
     for (place, (account, name)) in written.imported.iter().enumerate() {
         let is_discarded = written.discarded.contains(&(group.appends.len() + place));
         let counter = if is_discarded { &shared.metrics.accounts.discarded } else { &shared.metrics.accounts.accepted };

@@ -7,18 +7,25 @@ use tracing::{error, warn};
 
 use super::super::lane::Item;
 use super::{
-    BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX,
+    BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, READ_PRESSED_EVERY,
+    SILENT_AFTER, WINDOW_MAX,
 };
 use crate::clock;
 use crate::journal::Read;
 
 impl Output {
     /// Reads the next events of the journal, if none are waiting to be distributed.
-    pub(super) fn read_on(&mut self) -> rusqlite::Result<bool> {
+    pub(super) fn read_on(&mut self, now: Instant) -> rusqlite::Result<bool> {
+        self.yields = false;
         if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= WINDOW_MAX || !self.books.has_room() {
             return Ok(false);
         }
         let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
+        self.yields = now < self.read_at + READ_PRESSED_EVERY && self.journal.is_pressed();
+        if self.yields {
+            return Ok(false);
+        }
+        self.read_at = now;
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
         let reads = self.reader.events(after, through, READ_EVENTS.min(WINDOW_MAX - self.window.len()), READ_BYTES)?;

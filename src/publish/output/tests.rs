@@ -50,12 +50,12 @@ impl Sink for Broker {
     }
 }
 
-/// Publishes what is in the journal, and gives what the broker got.
-async fn publish(journal: &Journal, encode: Encode) -> Vec<String> {
+/// An output of the journal that is to end once all is published, and what the broker gets from it.
+fn output(journal: &Journal, encode: Encode) -> (Output, UnboundedReceiver<String>) {
     let (reports, inbox) = unbounded_channel();
-    let (taken, mut payloads) = unbounded_channel();
+    let (taken, payloads) = unbounded_channel();
     reports.send(Report::Connected).unwrap();
-    let (_stop, stopped) = watch::channel(Some(Instant::now() + Duration::from_secs(60)));
+    let (_, stopped) = watch::channel(Some(Instant::now() + Duration::from_secs(60)));
     let output = Output::new(Parts {
         name: OutputName::new("console").unwrap(),
         row: journal.outputs().remove(0),
@@ -69,6 +69,21 @@ async fn publish(journal: &Journal, encode: Encode) -> Vec<String> {
         status: Outputs::default(),
         stop: stopped,
     });
+    (output, payloads)
+}
+
+fn encode(encoded: impl Fn(&Stored) + Send + 'static) -> Encode {
+    let encoder =
+        Encoder { mode: Mode::Binary, source: String::new(), relay: String::new(), journal_id: String::new() };
+    Box::new(move |lane, stored, replayed| {
+        encoded(stored);
+        encoder.record(lane, stored, replayed)
+    })
+}
+
+/// Publishes what is in the journal, and gives what the broker got.
+async fn publish(journal: &Journal, encode: Encode) -> Vec<String> {
+    let (output, mut payloads) = output(journal, encode);
     assert_eq!(output.run().await, Ended::Stopped);
     let mut all = Vec::new();
     while let Ok(payload) = payloads.try_recv() {
@@ -82,12 +97,7 @@ async fn an_event_whose_encoding_panics_is_parked_and_the_others_are_published()
     let folder = tempfile::tempdir().unwrap();
     let (journal, writer) = journal(folder.path()).await;
     take_in(&journal, &["one", "two", "three", "four", "five"]).await;
-    let encoder =
-        Encoder { mode: Mode::Binary, source: String::new(), relay: String::new(), journal_id: String::new() };
-    let encode: Encode = Box::new(move |lane, stored, replayed| {
-        assert_ne!(&stored.event.body[..], b"three", "on purpose, by a test");
-        encoder.record(lane, stored, replayed)
-    });
+    let encode = encode(|stored| assert_ne!(&stored.event.body[..], b"three", "on purpose, by a test"));
     assert_eq!(publish(&journal, encode).await, ["one", "two", "four", "five"]);
     let row = journal.outputs().remove(0);
     assert_eq!((row.cursor, row.counts.published, row.counts.pending, row.counts.parked), (5, 4, 0, 1));
@@ -99,4 +109,49 @@ async fn an_event_whose_encoding_panics_is_parked_and_the_others_are_published()
         })
         .unwrap();
     assert_eq!(parked, (3, "other".to_owned()));
+}
+
+#[tokio::test]
+async fn while_requests_wait_the_journal_is_read_less_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, writer) = journal(folder.path()).await;
+    take_in(&journal, &["one"]).await;
+    let (mut output, _) = output(&journal, encode(|_| {}));
+    let now = Instant::now();
+    journal.press_for_test();
+    output.read_at = now;
+    assert!(!output.read_on(now).unwrap());
+    assert!(output.ahead.is_empty());
+    assert!(output.wake_at(now, None) <= now + READ_PRESSED_EVERY, "it goes on by itself");
+    assert!(output.read_on(now + READ_PRESSED_EVERY).unwrap());
+    assert_eq!(output.ahead.len(), 1);
+    writer.stop();
+}
+
+#[tokio::test]
+async fn a_request_that_waited_long_presses_the_journal_for_a_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, writer) = journal(folder.path()).await;
+    assert!(!journal.is_pressed());
+    let db = rusqlite::Connection::open(journal.path()).unwrap();
+    // The moment may be over by the time that this thread has its turn.
+    for time in 0.. {
+        db.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let event = normalize(Verified::for_test("default", 1_736_937_000, format!("{time}").as_bytes()), &[]);
+        let mut waiting = Box::pin(journal.append(event));
+        assert!(tokio::time::timeout(Duration::from_millis(30), &mut waiting).await.is_err());
+        db.execute_batch("ROLLBACK").unwrap();
+        let _ = waiting.await.unwrap();
+        if journal.is_pressed() {
+            break;
+        }
+        assert!(time < 20, "never pressed");
+    }
+    let mut looks = 0;
+    while journal.is_pressed() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        looks += 1;
+        assert!(looks < 1_000, "for ever");
+    }
+    writer.stop();
 }
