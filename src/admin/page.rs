@@ -151,7 +151,7 @@ fn brokers(status: &Status) -> Card {
         (true, 1.., _) => ("bad", "a topic is held"),
         (true, 0, 1..) => ("late", "some is parked"),
         (true, 0, 0) if is_late => ("late", "behind"),
-        (true, 0, 0) => ("good", "takes all"),
+        (true, 0, 0) => ("good", "take all"),
     };
     Card { who: "Brokers", verdict, class, why: why.join(", ") }
 }

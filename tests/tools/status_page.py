@@ -187,7 +187,7 @@ def in_order(program, browser, folder):
     try:
         relay.play(CALL)
         wait("all to be published", 30, lambda: relay.status()["outputs"]["console"]["pending"] == 0)
-        says = ["comes in", "accepting", "takes all", "everything is delivered", "incoming_call_end", "sipsim: 2", "relay-0", "Nothing waits in it"]
+        says = ["comes in", "accepting", "take all", "everything is delivered", "incoming_call_end", "sipsim: 2", "relay-0", "Nothing waits in it"]
         check(browser, relay, "in-order", says, folder)
         # It follows by itself, without a click or a script.
         assert browser.run("return document.scripts.length") == 0
