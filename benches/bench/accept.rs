@@ -33,7 +33,7 @@ fn accept(stage: &mut Stage, connections: usize, body_bytes: usize) -> Result<Gr
         }
         let floor = stage.floor(|server| load::run(server.address()?, server.pid(), load))?;
         floor.add_to(&mut group, FLOOR)?;
-        for (name, program) in stage.relays() {
+        for (name, program) in stage.relays(run) {
             let kept = stage.relay(&program, &away(), |relay| load::run(relay.public, relay.running.pid(), load))?;
             kept.add_to(&mut group, name)?;
             if is_usual && name == "relay" {

@@ -35,7 +35,7 @@ fn drain(stage: &mut Stage, output: &str, bare: &str, aim: f64) -> Result<Group,
         let &[events, seconds, cpu_seconds] = &numbers[..] else { return Err(format!("a bare client said: {line}")) };
         group.add(bare, &[("per second", events / seconds), ("CPU µs each", cpu_seconds / events * 1e6)]);
         client.stop();
-        for (name, program) in stage.relays() {
+        for (name, program) in stage.relays(run) {
             purge()?;
             backlog::copy(&pending, &journal)?;
             let relay = Relay::start(&program, &config)?;

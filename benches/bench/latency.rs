@@ -18,7 +18,7 @@ pub fn measure(stage: &mut Stage) -> Result<Vec<Group>, String> {
             eprintln!("offering {rate:.0} a second, run {run}");
             let floor = stage.floor(|server| load::offer(server.address()?, server.pid(), load, rate))?;
             floor.add_to(&mut group, FLOOR)?;
-            for (name, program) in stage.relays() {
+            for (name, program) in stage.relays(run) {
                 let kept = stage
                     .relay(&program, &away(), |relay| load::offer(relay.public, relay.running.pid(), load, rate))?;
                 kept.add_to(&mut group, name)?;
@@ -38,7 +38,7 @@ fn alone(stage: &Stage) -> Result<Group, String> {
     for run in 1..=stage.arguments.runs {
         eprintln!("one connection alone, run {run}");
         stage.floor(|server| load::run(server.address()?, server.pid(), load))?.add_to(&mut group, FLOOR)?;
-        for (name, program) in stage.relays() {
+        for (name, program) in stage.relays(run) {
             let kept = stage.relay(&program, &away(), |relay| load::run(relay.public, relay.running.pid(), load))?;
             kept.add_to(&mut group, name)?;
         }

@@ -61,10 +61,14 @@ impl Stage {
         Ok(folder)
     }
 
-    /// The build under test, and the other one if there is one.
-    pub fn relays(&self) -> Vec<(&'static str, PathBuf)> {
+    /// The build under test, and the other one if there is one. Who goes first changes from run to run: what went before leaves the disk busy.
+    pub fn relays(&self, run: u32) -> Vec<(&'static str, PathBuf)> {
         let other = self.arguments.beside.clone().map(|program| ("the other build", program));
-        [("relay", PathBuf::from(relay::PROGRAM))].into_iter().chain(other).collect()
+        let mut relays: Vec<_> = [("relay", PathBuf::from(relay::PROGRAM))].into_iter().chain(other).collect();
+        if run.is_multiple_of(2) {
+            relays.reverse();
+        }
+        relays
     }
 
     pub fn load(&self, connections: usize, body_bytes: usize) -> Load {

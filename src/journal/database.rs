@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
+use super::ahead::Ahead;
 use super::retention::{Limits, Retention};
 use super::room::Room;
 use super::seen::Seen;
 use super::writer::Group;
-use super::{Kept, Options, OutputRow, Receipt, Shared, ledger, orders, progress, row};
+use super::{Kept, Options, OutputRow, Receipt, Shared, file, ledger, orders, progress, row};
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
 use crate::normalize::Event;
@@ -34,7 +35,8 @@ const REQUEST_BYTES: u64 = 64;
 
 /// The open file, and what of it is kept in memory.
 pub(super) struct Database {
-    pub db: Connection,
+    db: Connection,
+    ahead: Ahead,
     id: Arc<str>,
     seen: Seen,
     retention: Retention,
@@ -106,8 +108,10 @@ impl Database {
         drop(rows);
         drop(accounts);
         let long_ago = Instant::now() - Duration::from_secs(2);
+        let ahead = Ahead::start(&options.config.path, file::log_max(&options.config))?;
         let database = Self {
             db,
+            ahead,
             id,
             seen: Seen::default(),
             retention: Retention::new(),
@@ -172,6 +176,7 @@ impl Database {
         }
         self.clean(group, options, started, now)?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
+        self.ahead.look(&self.db);
         self.seen.saved();
         if written.accepted > 0 {
             self.kept.note(self.last, clock::now());
@@ -303,6 +308,12 @@ impl Database {
         if self.room.measure(&self.db, options, shared) {
             self.housekeeping_due = true;
         }
+    }
+
+    /// Closes it, and spares the next start the recovery of the log; nothing depends on that.
+    pub fn finish(self) {
+        drop(self.ahead); // Or it may be just at it.
+        let _ = self.db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
     }
 
     /// Lets everybody see the outputs as they are now.

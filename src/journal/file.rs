@@ -155,9 +155,7 @@ pub(super) fn open_reader(journal: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open_with_flags(journal, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     db.pragma_update(None, "query_only", true)?;
-    // Otherwise SQLite prepares a statement anew whenever its LIMIT is bound, in case another plan were better for that number.
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    db.set_prepared_statement_cache_capacity(64);
+    keep_statements(&db)?;
     // What a crash left in the write-ahead log is the writer's to recover.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(db)
@@ -239,7 +237,8 @@ pub(super) fn folder(journal: &Path) -> &Path {
     }
 }
 
-fn connect(journal: &Path, log_max: u64) -> rusqlite::Result<Connection> {
+/// For the writer, and for who checkpoints beside it.
+pub(super) fn connect(journal: &Path, log_max: u64) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(journal, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
@@ -255,8 +254,14 @@ fn connect(journal: &Path, log_max: u64) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "temp_store", "MEMORY")?;
     // After a failed write the log holds what nobody promised; closing must not copy it into the file.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    db.set_prepared_statement_cache_capacity(64);
+    keep_statements(&db)?;
     Ok(db)
+}
+
+fn keep_statements(db: &Connection) -> rusqlite::Result<()> {
+    db.set_prepared_statement_cache_capacity(64);
+    // Otherwise SQLite prepares a statement anew whenever its LIMIT is bound, in case another plan were better for that number.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(|_| ())
 }
 
 enum PrepareError {

@@ -1,7 +1,7 @@
 //! The promise on disk: [`Journal::append`] gives a [`Receipt`] only after the event is synced. What is published is read back from here.
 //!
-//! One thread writes (`writer`), and one commit serves all that wait; everybody else reads over connections of their own ([`Reader`]). The
-//! tables stand in `schema.sql`. The journal never looks inside an event.
+//! One thread writes (`writer`), and one commit serves all that wait; another moves what was committed from SQLite's log into its file (`ahead`);
+//! everybody else reads over connections of their own ([`Reader`]). The tables stand in `schema.sql`. The journal never looks inside an event.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
 pub mod export;
+mod ahead;
 mod database;
 mod file;
 pub mod inspect;

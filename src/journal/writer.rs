@@ -129,8 +129,7 @@ impl Writer {
             }
         }
         if let Some(db) = self.db.take() {
-            // Spares the next start the recovery of the log; nothing depends on it.
-            let _ = db.db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+            db.finish();
         }
     }
 
@@ -252,10 +251,10 @@ impl Writer {
     fn close_corrupt(&mut self, group: &mut Group, why: String) {
         self.shared.health.send_replace(Health::Failing(why.clone()));
         self.corrupt = Some(why);
+        refuse(group, AppendError::Disk);
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
         }
-        refuse(group, AppendError::Disk);
         self.reopen_at = Instant::now();
     }
 
@@ -269,10 +268,10 @@ impl Writer {
             self.corrupt = Some(text.clone());
         }
         self.shared.health.send_replace(Health::Failing(text));
+        refuse(&mut group, AppendError::Disk); // Before the file is closed, which may wait for the disk.
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
         }
-        refuse(&mut group, AppendError::Disk);
         self.reopen_at = Instant::now() + REOPEN_EVERY;
     }
 }

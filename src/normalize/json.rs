@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use memchr::memchr2_iter;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::Content;
@@ -27,17 +28,20 @@ pub struct Fields<'a> {
 
 /// Whether `body` is JSON for a consumer, and its fields if it is a JSON object, however deep.
 pub fn read(body: &[u8]) -> (Content, Fields<'_>) {
-    let Ok(text) = str::from_utf8(body) else { return (Content::Opaque, Fields::default()) };
-    // A pass of its own, since reading keys as bytes (see `Key`) lets raw control characters in them pass. serde_json skips values without
-    // recursion, so that no depth can overflow the stack, and looks at no number's size and no escape's surrogates.
-    let Ok(json) = serde_json::from_str::<&RawValue>(text) else { return (Content::Opaque, Fields::default()) };
-    let fields = match json.get().starts_with('{') {
-        // Cannot fail after the first pass; if it should, a body without fields is the answer.
-        true => serde_json::Deserializer::from_str(json.get()).deserialize_map(FieldsVisitor).unwrap_or_default(),
-        false => Fields::default(),
-    };
-    let content = if is_deeper(json.get().as_bytes(), DEPTH_MAX) { Content::Opaque } else { Content::Json };
+    let Some(fields) = str::from_utf8(body).ok().and_then(fields) else { return (Content::Opaque, Fields::default()) };
+    let content = if is_deeper(body, DEPTH_MAX) { Content::Opaque } else { Content::Json };
     (content, fields)
+}
+
+/// `None` if this is no JSON. serde_json skips values without recursion, so that no depth can overflow the stack, and looks at no number's size and
+/// no escape's surrogates.
+fn fields(text: &str) -> Option<Fields<'_>> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let fields = match text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+        true => json.deserialize_map(FieldsVisitor),
+        false => IgnoredAny::deserialize(&mut json).map(|_| Fields::default()),
+    };
+    fields.and_then(|fields| json.end().map(|()| fields)).ok()
 }
 
 /// The text of a raw value that is a string; a lone surrogate comes as three bytes that are not UTF-8. `None` for any other value.
@@ -60,9 +64,8 @@ pub fn members(object: &str) -> Option<Vec<(&str, &str)>> {
 
 /// Whether valid JSON nests arrays and objects deeper than `max`.
 pub fn is_deeper(json: &[u8], max: usize) -> bool {
-    let opening = json.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
-    if opening <= max {
-        return false; // Nearly every body; the count runs at the speed of memory.
+    if memchr2_iter(b'[', b'{', json).take(max + 1).count() <= max {
+        return false; // Nearly every body.
     }
     let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
     for byte in json {
@@ -93,8 +96,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Fields::default();
-        while let Some(key) = map.next_key_seed(Key)? {
-            let field = match &*key {
+        // Raw: read as text, serde_json would fail on a lone surrogate (`"\ud800"`), which RFC 8259's grammar allows; read as bytes, it would let
+        // control characters pass, which it forbids.
+        while let Some(key) = map.next_key::<&RawValue>()? {
+            let field = match &*text_bytes(key.get()).unwrap_or_default() {
                 b"event" => &mut fields.event,
                 b"pbx_id" => &mut fields.pbx_id,
                 b"call_id" => &mut fields.call_id,
@@ -130,17 +135,6 @@ impl<'de> Visitor<'de> for MembersVisitor {
             members.push((key.get(), value.get()));
         }
         Ok(members)
-    }
-}
-
-/// A key as bytes: as `str`, serde_json would fail on a lone surrogate (`"\ud800"`), which RFC 8259's grammar allows.
-struct Key;
-
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Cow<'de, [u8]>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_bytes(BytesVisitor)
     }
 }
 

@@ -11,8 +11,8 @@ use crate::{count, seed};
 /// Cuts between two full drains, so that the journal, which is small here, does not fill.
 const CUTS_A_ROUND: usize = 20;
 
-/// A small journal is checkpointed often: every 256 pages of the log.
-const CONFIG: &str = "[journal]\nsize_max = \"32 MiB\"\nfree_min = \"0\"\nretention = \"0s\"\n";
+/// A small journal is checkpointed often: its log is 512 pages, of which the writer finds some 128 left to move.
+const CONFIG: &str = "[journal]\nsize_max = \"32 MiB\"\nfree_min = \"16 MiB\"\nretention = \"0s\"\n";
 
 /// Cuts the power so many times under load; what was not synced survives as one of these. All but a page of what it accepts stays pending until the last start, so that what the
 /// journal loses is lost.
