@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use tokio::sync::watch;
 use tracing::warn;
 
 use super::tls;
@@ -16,11 +16,9 @@ use crate::secret::PasswordSource;
 
 /// How often they are read.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How soon the end is noticed.
-const NAP: Duration = Duration::from_millis(100);
 
-/// Looks until told to stop. Blocks.
-pub(super) fn watch(outputs: &[Output], metrics: &Arc<Metrics>, stop: &watch::Receiver<Option<Instant>>) {
+/// Looks until the other end of `stop` is dropped. Blocks.
+pub(super) fn watch(outputs: &[Output], metrics: &Arc<Metrics>, stop: &Receiver<()>) {
     let mut said = vec![None; outputs.len()];
     loop {
         for (output, said) in outputs.iter().zip(&mut said) {
@@ -32,12 +30,8 @@ pub(super) fn watch(outputs: &[Output], metrics: &Arc<Metrics>, stop: &watch::Re
             }
             *said = trouble;
         }
-        let until = Instant::now() + LOOK_EVERY;
-        while Instant::now() < until {
-            if stop.borrow().is_some() {
-                return;
-            }
-            std::thread::sleep(NAP);
+        if stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Disconnected) {
+            return;
         }
     }
 }

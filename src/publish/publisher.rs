@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub type ConsoleWriter = Arc<dyn Fn() -> Box<dyn Write + Send> + Send + Sync>;
 /// The running outputs.
 pub struct Publisher {
     stop: watch::Sender<Option<Instant>>,
+    /// While it is there, the files that outputs name are looked at.
+    files: Sender<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -74,17 +77,19 @@ impl Publisher {
             );
         }
         let (outputs, metrics) = (config.outputs.clone(), Arc::clone(metrics));
+        let (files, until_dropped) = channel();
         threads.push(
             std::thread::Builder::new()
                 .name("output-files".into())
-                .spawn(move || files::watch(&outputs, &metrics, &stopped))?,
+                .spawn(move || files::watch(&outputs, &metrics, &until_dropped))?,
         );
-        Ok(Self { stop, threads })
+        Ok(Self { stop, files, threads })
     }
 
     /// Publishes what is pending for at most so long, then ends every output. What is left waits in the journal. Blocks.
     pub fn stop(self, drain: Duration) {
         self.stop.send_replace(Some(Instant::now() + drain));
+        drop(self.files);
         for thread in self.threads {
             let _ = thread.join(); // Panics were caught and logged inside.
         }

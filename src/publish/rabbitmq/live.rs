@@ -12,6 +12,8 @@ use crate::config::{self, OutputName};
 
 /// For all questions together. A broker with an alarm on never answers the trial of the rights.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How often a trial is made until the broker says why it refuses.
+const TRIES_MAX: u32 = 10;
 
 /// What is known, `None` for what is not.
 #[derive(Clone, Debug, Default)]
@@ -107,27 +109,34 @@ async fn trial(
     size: usize,
 ) -> Result<Result<(), String>, String> {
     let words = |error: lapin::Error| fault::of_command(&error);
-    let open = match channel.take() {
-        Some(open) => open,
-        None => {
-            let open = connection.create_channel().await.map_err(words)?;
-            open.tx_select().await.map_err(words)?;
-            open
-        }
-    };
     let payload = vec![b' '; size];
     let (exchange, key) = (topology::short(exchange), topology::short(key));
-    let tried = async {
-        open.basic_publish(exchange, key, BasicPublishOptions::default(), &payload, BasicProperties::default()).await?;
-        open.tx_rollback().await
-    };
-    match tried.await {
-        Ok(()) => {
-            *channel = Some(open);
-            Ok(Ok(()))
+    let mut tries = TRIES_MAX;
+    loop {
+        let open = match channel.take() {
+            Some(open) => open,
+            None => {
+                let open = connection.create_channel().await.map_err(words)?;
+                open.tx_select().await.map_err(words)?;
+                open
+            }
+        };
+        let tried = async {
+            let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+            open.basic_publish(exchange.clone(), key.clone(), options, &payload, properties).await?;
+            open.tx_rollback().await
+        };
+        tries -= 1;
+        match tried.await {
+            Ok(()) => {
+                *channel = Some(open);
+                return Ok(Ok(()));
+            }
+            Err(error) if !connection.status().connected() => return Err(fault::of_connection(&error)),
+            // The refusal was there before the rollback was sent, and then lapin says that the channel is closed, but not why.
+            Err(error) if topology::code(&error).is_none() && tries > 0 => {}
+            Err(error) => return Ok(Err(fault::of_command(&error))),
         }
-        Err(error) if connection.status().connected() => Ok(Err(fault::of_command(&error))),
-        Err(error) => Err(fault::of_connection(&error)),
     }
 }
 
