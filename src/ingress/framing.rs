@@ -92,8 +92,9 @@ impl Framing {
     fn line(&mut self, start: &[u8], length: usize, last: Option<u8>) -> bool {
         let is_empty = length == 0 || start == b"\r";
         match self.next {
-            // Empty lines before a request mean nothing to anybody (RFC 9112 §2.2).
-            Next::RequestLine if is_empty => return true,
+            // Empty lines before a request mean nothing to anybody (RFC 9112 §2.2), unless one takes a line feed alone for a request line.
+            Next::RequestLine if is_empty && last == Some(b'\r') => {}
+            Next::RequestLine if is_empty => self.heads = self.heads.saturating_add(1), // It is the next one's.
             Next::RequestLine => {
                 self.heads = self.heads.saturating_add(1);
                 (self.next, self.length, self.is_chunked) = (Next::Field, None, false);
@@ -175,6 +176,9 @@ mod tests {
         check(&format!("{CLEAR}\r\n{CHUNKED}{CLEAR}"), Ok(()));
         check(&format!("{CLEAR}\r\n{CHUNKED}{CLEAR}{doubtful}"), Err(4));
         check(&format!("GET / HTTP/1.1\r\n\r\n{CHUNKED}{doubtful}"), Err(3));
+        check(&format!("\r\n\r\n{CLEAR}\r\n"), Ok(()));
+        check(&format!("{CLEAR}\n{CLEAR}"), Err(2));
+        check(&format!("\n{CLEAR}"), Err(1));
         check(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n{CHUNKED}{doubtful}", "y".repeat(1000)), Err(3));
     }
 

@@ -10,6 +10,7 @@ pub const SEEDS: &[&str] = &[
     "POST /w HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x=y\r\n0123456\n89\r\n0\r\nX: y\r\n\r\nPOST /w HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
     "\r\nPOST /w HTTP/1.1\r\nX-Webhook-Timestamp: 1736937000\r\nTransfer-Encoding:chunked \r\n\r\n0\r\n\r\nPOST / HTTP/1.1\r\nContent-Length:\t1\r\n\r\n\n",
     "POST /w HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nPOST /w HTTP/1.1\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nabcd",
+    "\r\nPOST /w HTTP/1.1\r\nContent-Length: 1\r\n\r\n\n\n\r\n\r\nPOST /w HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
 ];
 
 /// A reader of HTTP/1.1 that stands for a program in front of the relay, or for hyper.
