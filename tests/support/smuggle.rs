@@ -194,6 +194,8 @@ impl Forms<'_> {
             self.changed("a tab before the request line", REFUSED, |plain| format!("\t{plain}")),
             self.changed("a zero before the request line", REFUSED, |plain| format!("\0{plain}")),
             self.changed("an empty line before the request line", TAKEN, |plain| format!("\r\n{plain}")),
+            self.changed("a line feed alone before the request line", REFUSED, |plain| format!("\n{plain}")),
+            self.changed("a line feed alone before the next request", &[200, 400], |plain| format!("{plain}\n")),
             self.changed("a body longer than its length", &[200, 400], |plain| {
                 format!("{plain}{plain}").replacen("}POST", "}}POST", 1)
             }),
