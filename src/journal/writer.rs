@@ -298,8 +298,11 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
 /// After the commit: readers first, so that publishing begins while the answers go out.
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
-    if group.appends.first().is_some_and(|oldest| oldest.since.elapsed() >= PRESSED_FROM) {
-        *shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    let waited_long = group.appends.first().is_some_and(|oldest| oldest.since.elapsed() >= PRESSED_FROM);
+    // Where room is short it comes back by publishing alone, and then outputs may not do that later.
+    if waited_long || db.room.pressure {
+        let pressed_at = (!db.room.pressure).then(Instant::now);
+        *shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner) = pressed_at;
     }
     for (place, (account, name)) in written.imported.iter().enumerate() {
         let is_discarded = written.discarded.contains(&(group.appends.len() + place));

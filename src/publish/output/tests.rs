@@ -7,7 +7,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::*;
 use crate::authenticate::Verified;
-use crate::config::{Config, Mode, Routes};
+use crate::config::{self, Config, Mode, Routes};
 use crate::journal::{Options, Writer};
 use crate::normalize::normalize;
 use crate::publish::Place;
@@ -15,8 +15,10 @@ use crate::publish::encode::Encoder;
 
 /// A journal for the one output `console`, once it is open.
 pub(in crate::publish) async fn journal(folder: &Path) -> (Journal, Writer) {
-    let mut config = Config::defaults().journal;
-    config.path = folder.join("journal.db");
+    open(config::Journal { path: folder.join("journal.db"), ..Config::defaults().journal }).await
+}
+
+async fn open(config: config::Journal) -> (Journal, Writer) {
     let options = Options {
         config,
         outputs: vec![OutputName::new("console").unwrap()],
@@ -152,6 +154,23 @@ async fn a_request_that_waited_long_presses_the_journal_for_a_moment() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         looks += 1;
         assert!(looks < 1_000, "for ever");
+    }
+    writer.stop();
+}
+
+#[tokio::test]
+async fn a_journal_that_is_nearly_full_is_read_as_fast_as_it_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    let (journal, writer) = open(config::Journal { path, size_max: 24 << 20, ..Config::defaults().journal }).await;
+    for number in 0..350 {
+        take_in(&journal, &[&format!("{number:60000}")]).await; // 20 MiB in all.
+    }
+    journal.press_for_test();
+    let until = Instant::now() + Duration::from_secs(30);
+    while journal.is_pressed() {
+        assert!(Instant::now() < until, "outputs still spare the requests, and no room comes back");
+        take_in(&journal, &["one more"]).await;
     }
     writer.stop();
 }
