@@ -41,7 +41,7 @@ use crate::config;
 use crate::metrics::Metrics;
 
 /// How often overdue connections are looked for. What is closed without an answer is closed this much late at most; answers have timers.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(200);
 /// How long the accepting loop rests when the system has no descriptor or memory for another connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How often a newcomer looks for a place when requests under way take all of them, or when one is being made.

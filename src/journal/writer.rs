@@ -27,7 +27,7 @@ const GROUP_EVENTS_MAX: usize = 512;
 /// Bytes of bodies in one commit, at the most, unless a single one is larger.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 /// How often the writer looks after itself when nothing comes in.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(500);
 /// How often a failed journal is tried again; a recovered disk is to be noticed within 10 s.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 

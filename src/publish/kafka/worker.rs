@@ -22,7 +22,7 @@ use crate::publish::Report;
 const REST_BUSY: Duration = Duration::from_millis(1);
 /// The same while none is open. A record that is sent ends this rest, so it is only how late a stop, other files, and a broker that comes or goes
 /// are noticed. A hundred looks a second took 0.9 % of a processor.
-const REST_IDLE: Duration = Duration::from_millis(100);
+const REST_IDLE: Duration = Duration::from_millis(200);
 /// How long one look lasts while a producer ends.
 const POLL_ENDING: Duration = Duration::from_millis(10);
 /// Polls for which a producer that is only replaced may go on sending what it has: 2 s.
