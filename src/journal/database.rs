@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
-use super::ahead::Ahead;
+use super::checkpoint::Checkpoints;
 use super::retention::{Limits, Retention};
 use super::room::Room;
 use super::seen::Seen;
@@ -36,7 +36,7 @@ const REQUEST_BYTES: u64 = 64;
 /// The open file, and what of it is kept in memory.
 pub(super) struct Database {
     db: Connection,
-    ahead: Ahead,
+    checkpoints: Checkpoints,
     id: Arc<str>,
     seen: Seen,
     retention: Retention,
@@ -108,10 +108,10 @@ impl Database {
         drop(rows);
         drop(accounts);
         let long_ago = Instant::now() - Duration::from_secs(2);
-        let ahead = Ahead::start(&options.config.path, file::log_max(&options.config))?;
+        let checkpoints = Checkpoints::start(&options.config.path, file::log_max(&options.config), &db)?;
         let database = Self {
             db,
-            ahead,
+            checkpoints,
             id,
             seen: Seen::default(),
             retention: Retention::new(),
@@ -176,7 +176,6 @@ impl Database {
         }
         self.clean(group, options, started, now)?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
-        self.ahead.look(&self.db);
         self.seen.saved();
         if written.accepted > 0 {
             self.kept.note(self.last, clock::now());
@@ -310,9 +309,14 @@ impl Database {
         }
     }
 
+    /// To be called between two writes. After an error this value is no longer to be believed; what was written before stands.
+    pub fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.checkpoints.advance(&self.db)
+    }
+
     /// Closes it, and spares the next start the recovery of the log; nothing depends on that.
     pub fn finish(self) {
-        drop(self.ahead); // Or it may be just at it.
+        drop(self.checkpoints); // Or it may be just at it.
         let _ = self.db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
     }
 

@@ -22,13 +22,15 @@ pub(super) const ADDITIONS: &str = include_str!("additions.sql");
 /// Of a new file. Each commit writes the pages that grow as a whole, and a body of 4 KiB would leave half of a larger page empty: with 8 KiB a
 /// fifth more is written for bodies of 500 bytes, and nearly twice as much for those of 4 KiB (docs/performance.md).
 pub(super) const PAGE_BYTES: u32 = 4096;
-/// Pages of the write-ahead log after which a commit checkpoints it: SQLite's default, 4 MiB, or less ([`log_max`]).
+/// Pages of the write-ahead log after which it is checkpointed: SQLite's default, 4 MiB, or less ([`log_max`]).
 const WAL_PAGES: std::ops::RangeInclusive<u64> = 16..=1_000;
 /// A sixteenth of a small journal, since the log counts in its size.
 const WAL_PART_OF_SIZE: u64 = 16;
 /// An eighth of what is to stay free on the disk: a full disk must still have room for the pages that the log holds, or it could never be
 /// emptied.
 const WAL_PART_OF_FREE: u64 = 8;
+/// The first version of SQLite without its "WAL-reset bug", which two that checkpoint meet (<https://sqlite.org/wal.html#walresetbug>).
+const SQLITE_MIN: i32 = 3_051_003;
 /// How long one connection waits for another's short write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,8 @@ pub enum OpenError {
     Disk(String),
     /// Not a journal that this version can read; to be set aside.
     Unreadable(String),
+    /// This build may not write journals at all.
+    Library(String),
 }
 
 impl std::fmt::Display for OpenError {
@@ -61,7 +65,9 @@ impl std::fmt::Display for OpenError {
                     path.display()
                 )
             }
-            Self::Misplaced(text) | Self::Disk(text) | Self::Unreadable(text) => f.write_str(text),
+            Self::Misplaced(text) | Self::Disk(text) | Self::Unreadable(text) | Self::Library(text) => {
+                f.write_str(text)
+            }
         }
     }
 }
@@ -82,6 +88,12 @@ pub(crate) fn misplaced(journal: &Path) -> Option<String> {
 
 /// Takes the lock beside the journal; makes the folder (0700) if it is missing.
 pub(super) fn lock(journal: &Path) -> Result<Lock, OpenError> {
+    if rusqlite::version_number() < SQLITE_MIN {
+        return Err(OpenError::Library(format!(
+            "this build has SQLite {}, which can corrupt a journal; build it without LIBSQLITE3_SYS_USE_PKG_CONFIG, or with 3.51.3 or newer",
+            rusqlite::version()
+        )));
+    }
     if let Some(why) = misplaced(journal) {
         return Err(OpenError::Misplaced(why));
     }
@@ -246,16 +258,26 @@ pub(super) fn connect(journal: &Path, log_max: u64) -> rusqlite::Result<Connecti
     db.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     // A commit returns when it is synced; a reader sees it only after that (SQLite syncs the log before it moves the log's index on).
     db.pragma_update(None, "synchronous", "FULL")?;
-    let page_bytes: u32 = db.pragma_query_value(None, "page_size", |row| row.get(0))?; // An older file's are of 8 KiB.
-    let wal_pages = (log_max / u64::from(page_bytes)).clamp(*WAL_PAGES.start(), *WAL_PAGES.end());
-    db.pragma_update(None, "wal_autocheckpoint", wal_pages as i64)?;
-    // A log that grew while a reader lagged is cut back to twice that once it has been checkpointed.
-    db.pragma_update(None, "journal_size_limit", wal_pages as i64 * 2 * i64::from(page_bytes))?;
+    // SQLite's own checkpoints run in a commit, and keep their errors to themselves (`checkpoint`).
+    db.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // A log that grew while a reader lagged is cut back to twice its bound once it has been checkpointed.
+    db.pragma_update(None, "journal_size_limit", log_pages(&db, log_max)? * 2 * page_bytes(&db)?)?;
     db.pragma_update(None, "temp_store", "MEMORY")?;
     // After a failed write the log holds what nobody promised; closing must not copy it into the file.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     keep_statements(&db)?;
     Ok(db)
+}
+
+/// How many pages [`log_max`] are.
+pub(super) fn log_pages(db: &Connection, log_max: u64) -> rusqlite::Result<i64> {
+    let pages = log_max / page_bytes(db)?.unsigned_abs();
+    Ok(pages.clamp(*WAL_PAGES.start(), *WAL_PAGES.end()) as i64)
+}
+
+/// An older file's are of 8 KiB.
+fn page_bytes(db: &Connection) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, "page_size", |row| row.get(0))
 }
 
 fn keep_statements(db: &Connection) -> rusqlite::Result<()> {

@@ -1,6 +1,6 @@
 //! The promise on disk: [`Journal::append`] gives a [`Receipt`] only after the event is synced. What is published is read back from here.
 //!
-//! One thread writes (`writer`), and one commit serves all that wait; another moves what was committed from SQLite's log into its file (`ahead`);
+//! One thread writes (`writer`), and one commit serves all that wait; another moves what was committed from SQLite's log into its file (`checkpoint`);
 //! everybody else reads over connections of their own ([`Reader`]). The tables stand in `schema.sql`. The journal never looks inside an event.
 
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
 pub mod export;
-mod ahead;
+mod checkpoint;
 mod database;
 mod file;
 pub mod inspect;
@@ -41,6 +41,7 @@ pub use file::OpenError;
 pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
 pub use progress::{About, Apart, Outcome, Progress, Settlement};
+use reader::Readers;
 pub use reader::{ApartRow, Reader};
 pub use row::Read;
 
@@ -142,6 +143,7 @@ struct Shared {
     given_up: Mutex<HashMap<u32, Vec<u64>>>,
     /// Empty until the file was opened.
     id: Mutex<Arc<str>>,
+    readers: Arc<Readers>,
     metrics: Arc<Metrics>,
 }
 
@@ -200,6 +202,7 @@ impl Journal {
             outputs: Mutex::default(),
             given_up: Mutex::default(),
             id: Mutex::new("".into()),
+            readers: Arc::default(),
             metrics,
         });
         let thread = writer::start(options, Arc::clone(&shared), messages)?;
@@ -293,6 +296,11 @@ impl Journal {
     /// The id made with the journal file: empty until the file was opened.
     pub fn id(&self) -> Arc<str> {
         self.shared.id.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A connection to read over, for one thread of this process.
+    pub fn reader(&self) -> Reader {
+        Reader::of(self.path(), Arc::clone(&self.shared.readers))
     }
 
     pub fn path(&self) -> &Path {

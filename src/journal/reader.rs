@@ -1,6 +1,7 @@
 //! Reading back: short transactions over a connection of one's own, so that the log can always be checkpointed.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -11,7 +12,68 @@ use crate::clock::Timestamp;
 /// A second connection to the journal, for one thread. It opens when it is first used and again after an error.
 pub struct Reader {
     path: PathBuf,
-    db: Option<Connection>,
+    open: Option<Open>,
+    readers: Arc<Readers>,
+}
+
+/// Fields go in their order: it is counted until it is closed.
+struct Open {
+    db: Connection,
+    _counted: Counted,
+}
+
+/// Those of this process that have the journal open to read it. A writer that has to be alone sends them away: each closes it the next time it would
+/// read, and reads nothing until they are let in again.
+#[derive(Default)]
+pub(super) struct Readers(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    open: usize,
+    away: bool,
+}
+
+impl Readers {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends them away, or lets them in.
+    pub fn send_away_if(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// They were sent away, and one has not closed it yet.
+    pub fn is_awaited(&self) -> bool {
+        let state = self.state();
+        state.away && state.open > 0
+    }
+
+    fn are_away(&self) -> bool {
+        self.state().away
+    }
+
+    /// Before it opens.
+    fn enter(self: &Arc<Self>) -> rusqlite::Result<Counted> {
+        let mut state = self.state();
+        if state.away {
+            let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+            return Err(rusqlite::Error::SqliteFailure(
+                busy,
+                Some("it is opened anew, after a fault of its disk".into()),
+            ));
+        }
+        state.open += 1;
+        Ok(Counted(Arc::clone(self)))
+    }
+}
+
+struct Counted(Arc<Readers>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.state().open -= 1;
+    }
 }
 
 /// A parked event that is due to be tried again.
@@ -23,17 +85,25 @@ pub struct ApartRow {
 }
 
 impl Reader {
+    /// Of a journal that another process may have. In the relay: [`super::Journal::reader`].
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), db: None }
+        Self::of(path, Arc::default())
+    }
+
+    pub(super) fn of(path: &Path, readers: Arc<Readers>) -> Self {
+        Self { path: path.to_owned(), open: None, readers }
     }
 
     fn with<T>(&mut self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-        let db = match self.db.take() {
-            Some(db) => db,
-            None => file::open_reader(&self.path)?,
+        let open = match self.open.take().filter(|_| !self.readers.are_away()) {
+            Some(open) => open,
+            None => {
+                let counted = self.readers.enter()?;
+                Open { db: file::open_reader(&self.path)?, _counted: counted }
+            }
         };
-        let result = read(&db)?;
-        self.db = Some(db); // Not after an error: the next use opens anew.
+        let result = read(&open.db)?;
+        self.open = Some(open); // Not after an error: the next use opens anew.
         Ok(result)
     }
 

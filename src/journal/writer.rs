@@ -1,7 +1,7 @@
 //! The one thread that writes. It takes all that waits into one transaction, syncs it, and only then answers.
 //!
 //! A failed write promised nothing and is not believed: the connection is closed without a checkpoint, and events are taken again only after
-//! the file was opened anew, a probe was committed and the whole log checkpointed.
+//! the file was opened anew by all of this process, a probe was committed and the whole log checkpointed from its beginning.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -15,7 +15,8 @@ use tracing::{error, info, warn};
 use super::database::{Database, Written};
 use super::file::{self, Lock, OpenError};
 use super::{
-    Append, AppendError, Health, Message, Options, PRESSED_FROM, Progress, ProgressReply, Receipt, Shared, orders,
+    Append, AppendError, Health, Message, Options, PRESSED_FROM, Progress, ProgressReply, Receipt, Shared, checkpoint,
+    orders,
 };
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
@@ -30,6 +31,8 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 const TICK: Duration = Duration::from_millis(500);
 /// How often a failed journal is tried again; a recovered disk is to be noticed within 10 s.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
+/// The same where nothing but its own readers keep it from being opened, who look every second.
+const REOPEN_SOON: Duration = Duration::from_millis(50);
 
 pub(super) fn start(
     options: Options,
@@ -50,6 +53,7 @@ pub(super) fn start(
         lock,
         db: None,
         reopen_at: Instant::now(),
+        in_doubt: false,
         sequence_min: 1,
         stopping: false,
         corrupt: None,
@@ -72,6 +76,8 @@ struct Writer {
     lock: Option<Lock>,
     db: Option<Database>,
     reopen_at: Instant,
+    /// Since it was open last, a write or a checkpoint failed.
+    in_doubt: bool,
     /// No sequence below this is given again, even if the disk forgot that it was.
     sequence_min: u64,
     started: (Instant, Timestamp),
@@ -122,6 +128,10 @@ impl Writer {
                     match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
                         Ok(outcome) => {
                             answer(&self.shared, db, group, outcome, begun.elapsed());
+                            // Behind the answers: what was committed stands, whatever becomes of this.
+                            if let Err(error) = self.shared.at_disk(|| db.checkpoint()) {
+                                self.fail(Group::default(), &error);
+                            }
                         }
                         Err(error) => self.fail(group, &error),
                     }
@@ -195,6 +205,7 @@ impl Writer {
                     }
                 }
                 self.shared.committed.send_replace(db.last);
+                self.in_doubt = false;
                 self.db = Some(db);
             }
             Err(error) => {
@@ -203,7 +214,8 @@ impl Writer {
                 if self.shared.health.send_replace(failing.clone()) != failing {
                     error!(journal.path = %self.shared.path.display(), "the journal cannot be opened: {text}; events are refused with 503 until it can");
                 }
-                self.reopen_at = Instant::now() + REOPEN_EVERY;
+                self.reopen_at =
+                    Instant::now() + if self.shared.readers.is_awaited() { REOPEN_SOON } else { REOPEN_EVERY };
             }
         }
     }
@@ -236,8 +248,10 @@ impl Writer {
         };
         self.lock = Some(lock);
         let db = opened?;
-        let database =
-            prove(&db).and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
+        self.begin_log_again(&db)?;
+        let database = prove(&db, self.in_doubt)
+            .inspect_err(|_| self.in_doubt = true)
+            .and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
         let database = database.map_err(|error| {
             if file::is_not_as_written(&error) {
                 self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
@@ -246,6 +260,23 @@ impl Writer {
         })?;
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
         Ok(database)
+    }
+
+    /// After a fault, sees to it that the whole log is moved into the file once more; see `checkpoint`. What was moved stands in the log's index,
+    /// which SQLite makes anew when the first one opens the journal: so everybody has to let go of it.
+    fn begin_log_again(&self, db: &Connection) -> Result<(), OpenError> {
+        let moved = match checkpoint::log_and_moved(db) {
+            Ok((_, moved)) if self.in_doubt => moved,
+            Ok(_) => 0,
+            Err(error) => return Err(OpenError::Disk(format!("{}: {error}", self.options.config.path.display()))),
+        };
+        self.shared.readers.send_away_if(moved > 0);
+        if moved > 0 {
+            return Err(OpenError::Disk(
+                "after a fault of the disk it is opened anew once everybody has closed it, a `journal` command too".into(),
+            ));
+        }
+        Ok(())
     }
 
     fn close_corrupt(&mut self, group: &mut Group, why: String) {
@@ -269,6 +300,7 @@ impl Writer {
         }
         self.shared.health.send_replace(Health::Failing(text));
         refuse(&mut group, AppendError::Disk); // Before the file is closed, which may wait for the disk.
+        self.in_doubt = true;
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
         }
@@ -276,8 +308,9 @@ impl Writer {
     }
 }
 
-/// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again.
-fn prove(db: &Connection) -> rusqlite::Result<()> {
+/// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again. `whole`: a reader may not keep a part of
+/// it from the file.
+fn prove(db: &Connection, whole: bool) -> rusqlite::Result<()> {
     // A value that changes: of an update that changes none SQLite writes nothing, and then syncs nothing, and the disk was not asked.
     db.execute(
         "INSERT INTO meta (name, value) VALUES ('probes', '1') ON CONFLICT DO UPDATE SET value = value + 1",
@@ -285,6 +318,11 @@ fn prove(db: &Connection) -> rusqlite::Result<()> {
     )?;
     let (busy, log, done): (i64, i64, i64) =
         db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    if busy != 0 && whole {
+        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        let why = "after a fault of the disk its whole log is checkpointed, which a reader prevents (a `journal` command?)";
+        return Err(rusqlite::Error::SqliteFailure(busy, Some(why.into())));
+    }
     if busy != 0 {
         warn!(
             journal.log_pages = log,
@@ -410,7 +448,7 @@ mod tests {
             db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
             let log = || std::fs::metadata(file::with_suffix(&path, "-wal")).unwrap().len();
             assert_eq!(log(), 0);
-            prove(&db).unwrap();
+            prove(&db, true).unwrap();
             assert!(log() > 0, "nothing was written, time {time}");
         }
     }

@@ -125,7 +125,7 @@ impl Output {
         let Parts { name, row, sink, reports, journal, journal_id, encode, router, metrics, status, stop } = parts;
         Self {
             number: row.number,
-            reader: Reader::new(journal.path()),
+            reader: journal.reader(),
             connected: false,
             stalled: false,
             lanes: Vec::new(),

@@ -6,8 +6,10 @@ use crate::support::alone::Alone;
 use crate::support::oracle::Verdict;
 use crate::support::scene::WINDOW;
 use crate::support::shim::{Knob, Unsynced};
+use crate::support::wait_until;
 use crate::{count, seed};
 
+const LONG: Duration = Duration::from_secs(60);
 /// Cuts between two full drains, so that the journal, which is small here, does not fill.
 const CUTS_A_ROUND: usize = 20;
 
@@ -72,4 +74,35 @@ fn with_a_log_synced_only_at_checkpoints_the_same_test_loses_events() {
     scene.shim.set(Knob::LazyLog, 1);
     let verdict = cuts(&mut scene, 12, &[Unsynced::Nothing], &mut fastrand::Rng::with_seed(seed()));
     assert!(!verdict.lost.is_empty(), "{verdict}");
+}
+
+/// A page that cannot be written back counts as clean for Linux, and the next sync of the file says so once. What was in it still stands in the log,
+/// and is to be written again from there before the log begins anew.
+#[test]
+fn pages_that_the_disk_drops_are_written_again_from_the_log() {
+    let (rounds, seed) = (count("FAULTS_DROPS", 4), seed());
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut scene = Alone::prepare(CONFIG);
+    scene.shim.set(Knob::KeepImage, 1);
+    for round in 1..=rounds {
+        // Its output has the journal open, and so the log's index, which says what is in the file.
+        scene.relay.run_with_output_blocked();
+        let load = scene.load(8);
+        Alone::wait_for_accepted(&load, random.u64(1..300));
+        let failed = scene.shim.get(Knob::Failed);
+        scene.shim.set(Knob::DropPages, 1);
+        wait_until("a sync of the file to fail", LONG, || scene.shim.get(Knob::Failed) > failed);
+        Alone::wait_for_accepted(&load, 1_000); // By then the log has begun anew.
+        scene.relay.kill9();
+        scene.note(load);
+        scene.note_pipe();
+        scene.shim.cut_power(&scene.relay, Unsynced::Nothing, &mut random);
+        eprintln!("round {round} of seed {seed}: {} sent", scene.sent.len());
+        scene.relay.run();
+        scene.drained();
+        scene.relay.kill9();
+    }
+    scene.relay.run();
+    scene.judge(rounds * 2 * WINDOW);
+    assert_eq!(scene.relay.metrics().get("sipsim_relay_journal_set_aside", &[]), 0.0);
 }

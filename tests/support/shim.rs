@@ -44,6 +44,8 @@ pub enum Knob {
     Failed = 10,
     /// Seconds by which the clock of the day is ahead; see [`Shim::set_clock`].
     ClockAhead = 11,
+    /// The next sync of the journal's file, not of its log, fails, and what was written to it since the last one is dropped. Then 0 again.
+    DropPages = 12,
 }
 
 /// What a power cut left of the files, beside what was synced.

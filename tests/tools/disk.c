@@ -33,6 +33,7 @@ static volatile struct control {
   uint32_t keep_image;                          /* what was synced is kept, for a power cut */
   uint32_t writes, syncs, failed;               /* counted for the test */
   int32_t clock_ahead;                          /* seconds by which the clock of the day is ahead */
+  uint32_t drop_pages;                          /* not 0: the next sync of the main file fails, and what was not synced of it is dropped; then 0 */
 } *control;
 
 static char folder[PATH_MAX], state[PATH_MAX];
@@ -300,7 +301,15 @@ static int sync_any(int fd, int (*real)(int)) {
   while (control->stall_syncs) usleep(1000);
   pthread_mutex_lock(&mutex);
   control->syncs++;
-  int done = fails(control->sync_errno) ? -1 : real(fd);
+  int done;
+  if (control->drop_pages && file->kind == MAIN) {
+    /* As Linux does where pages cannot be written back: they count as clean from then on, and the error is told once. */
+    control->drop_pages = 0;
+    if (file->dirty) memset(file->dirty, 0, BLOCKS);
+    control->failed++;
+    errno = EIO;
+    done = -1;
+  } else done = fails(control->sync_errno) ? -1 : real(fd);
   if (done == 0 && file->image >= 0) {
     if (file->kind == LOG && control->lazy_log) log_is_owed = 1;
     else keep(fd, file);

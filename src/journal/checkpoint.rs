@@ -1,0 +1,195 @@
+//! Moves the pages of SQLite's log into the file. A thread moves most of them beside the writer; what is left the writer moves between two commits,
+//! and only while nobody writes is all of the log in the file: only then SQLite syncs the file and begins the log anew. Two that checkpoint
+//! exclude each other, and who comes second goes on without.
+//!
+//! A fault here is final the first time it is seen. Where Linux cannot write a page back it counts the page as clean, and says so once, at the next
+//! sync of the file; and SQLite remembers the pages of earlier rounds as moved, which were not synced then. To try again would sync what is left,
+//! and begin the log anew, which alone still has those that were dropped. So the writer closes everything, and the log is moved again from its
+//! beginning; see `Writer::reopen`.
+//!
+//! SQLite before 3.51.3 could corrupt the file here (its "WAL-reset bug"); the bundled one is newer.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use tracing::warn;
+
+use super::file;
+
+/// The part of the log's bound that is worth a round. Smaller ones would copy what every commit writes anew again and again; about as much is
+/// left to the writer.
+const PART: i64 = 4;
+/// A small journal's log is so short that the writer moves it as fast; rounds would only get into its way.
+const PAGES_MIN: i64 = 100;
+/// So many times the log's bound, which only a long read leaves, are the thread's alone: requests would wait for it.
+const MUCH: i64 = 2;
+
+/// Ends its thread when dropped, once a round under way is over.
+pub(super) struct Checkpoints {
+    /// Pages of the log from which on all of it is to get into the file.
+    log_pages: i64,
+    round_pages: i64,
+    beside: Option<Beside>,
+    /// What a round ended with.
+    fault: Arc<Mutex<Option<rusqlite::Error>>>,
+}
+
+struct Beside {
+    /// Without room: it only ever wakes a thread that waits.
+    wake: SyncSender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Checkpoints {
+    /// Beside the writer of a journal that is open. Without its thread the writer does all of it.
+    pub fn start(journal: &Path, log_max: u64, writer: &Connection) -> rusqlite::Result<Self> {
+        let log_pages = file::log_pages(writer, log_max)?;
+        let fault = Arc::default();
+        let beside = start(journal, log_max, &fault)
+            .inspect_err(|problem| {
+                warn!(journal.path = %journal.display(), "requests wait for each checkpoint of the journal: {problem}");
+            })
+            .ok();
+        Ok(Self { log_pages, round_pages: (log_pages / PART).max(PAGES_MIN), beside, fault })
+    }
+
+    /// Between two commits over `writer`: moves what it is time to move.
+    ///
+    /// # Errors
+    /// The disk's, here or in a round beside. Nothing may be written over this connection any more, or what the disk dropped is lost.
+    pub fn advance(&self, writer: &Connection) -> rusqlite::Result<()> {
+        if let Some(fault) = self.fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(fault);
+        }
+        let (log, moved) = log_and_moved(writer)?;
+        let left = log - moved;
+        let is_helped = left >= self.round_pages && self.beside.as_ref().is_some_and(Beside::wake);
+        if log >= self.log_pages && (left < self.log_pages * MUCH || !is_helped) {
+            move_all(writer)?;
+        }
+        Ok(())
+    }
+}
+
+impl Beside {
+    /// False if there is no thread any more.
+    fn wake(&self) -> bool {
+        !matches!(self.wake.try_send(()), Err(TrySendError::Disconnected(()))) // Full: it is at it.
+    }
+}
+
+fn start(journal: &Path, log_max: u64, fault: &Arc<Mutex<Option<rusqlite::Error>>>) -> Result<Beside, String> {
+    let db = file::connect(journal, log_max).map_err(|error| error.to_string())?;
+    let (wake, woken) = sync_channel(0);
+    let fault = Arc::clone(fault);
+    let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || run(&db, &woken, &fault));
+    thread.map(|thread| Beside { wake, thread }).map_err(|error| format!("no thread: {error}"))
+}
+
+fn run(db: &Connection, woken: &Receiver<()>, fault: &Mutex<Option<rusqlite::Error>>) {
+    for () in woken {
+        if let Err(error) = move_all(db) {
+            *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            return;
+        }
+    }
+}
+
+/// Moves what can be moved, which is nothing while another moves.
+fn move_all(db: &Connection) -> rusqlite::Result<()> {
+    db.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))
+}
+
+/// Pages in the log, and those of them that are in the file. Does nothing else.
+pub(super) fn log_and_moved(db: &Connection) -> rusqlite::Result<(i64, i64)> {
+    db.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        if let Some(Beside { wake, thread }) = self.beside.take() {
+            drop(wake);
+            // A writer that panicked ends the process, and may not wait for a round that hangs in the disk.
+            if !std::thread::panicking() {
+                let _ = thread.join(); // After a panic of its there is nothing to do that the writer does not do anyway.
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::clock;
+
+    const LOG_MAX: u64 = 1 << 30;
+
+    fn journal(folder: &Path) -> (std::path::PathBuf, file::Lock, Connection) {
+        let path = folder.join("journal.db");
+        let lock = file::lock(&path).unwrap();
+        let db = file::open(&path, LOG_MAX, &lock, clock::now()).unwrap();
+        (path, lock, db)
+    }
+
+    /// A commit of some two pages.
+    fn commit(db: &Connection) {
+        let (log, _) = log_and_moved(db).unwrap();
+        let name = format!("{log}{}", "x".repeat(2 * file::PAGE_BYTES as usize));
+        db.execute("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, 1)", [name]).unwrap();
+    }
+
+    #[test]
+    fn a_part_of_the_log_is_moved_beside_the_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _lock, db) = journal(folder.path());
+        let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        let log_when_moved = loop {
+            let (log, moved) = log_and_moved(&db).unwrap();
+            if moved > 0 {
+                break log;
+            }
+            assert!(Instant::now() < until, "{log} pages are in the log, and none was moved");
+            if log < checkpoints.round_pages {
+                commit(&db);
+            }
+            checkpoints.advance(&db).unwrap(); // Perhaps the thread did not wait yet.
+            std::thread::yield_now();
+        };
+        assert!(log_when_moved < checkpoints.log_pages, "{log_when_moved} pages: it was the writer");
+    }
+
+    #[test]
+    fn without_the_thread_the_writer_moves_all_and_the_log_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _lock, db) = journal(folder.path());
+        let mut checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        checkpoints.beside = None;
+        let mut most = 0;
+        loop {
+            commit(&db);
+            let (log, _) = log_and_moved(&db).unwrap();
+            if log < most {
+                break;
+            }
+            most = log;
+            assert!(most < checkpoints.log_pages * 2, "{most} pages");
+            checkpoints.advance(&db).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_fault_of_a_round_is_the_writer_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _lock, db) = journal(folder.path());
+        let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        let fault = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None);
+        *checkpoints.fault.lock().unwrap() = Some(fault);
+        assert!(checkpoints.advance(&db).is_err());
+    }
+}
