@@ -26,6 +26,7 @@ mod file;
 pub mod inspect;
 mod ledger;
 pub mod orders;
+mod pressure;
 mod progress;
 mod reader;
 mod retention;
@@ -40,6 +41,7 @@ mod flips;
 pub use file::OpenError;
 pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
+use pressure::Pressure;
 pub use progress::{About, Apart, Outcome, Progress, Settlement};
 use reader::Readers;
 pub use reader::{ApartRow, Reader};
@@ -51,12 +53,6 @@ const APPENDS_WAITING_MAX: usize = 4096;
 
 /// How long a write may take before the journal counts as failing: past a request's usual deadline every request runs into it.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
-
-/// A request that waited so long for its receipt, of the two seconds that it has, shows that processors or disk are short: a commit and a
-/// checkpoint take a few milliseconds.
-const PRESSED_FROM: Duration = Duration::from_millis(20);
-/// For how long that is believed: several commits, each of which may say so again.
-const PRESSED_FOR: Duration = Duration::from_millis(100);
 
 /// Proof that an event is synced to disk. Only [`Journal::append`] makes one.
 #[must_use]
@@ -132,8 +128,7 @@ struct Shared {
     path: PathBuf,
     waiting: AtomicUsize,
     health: watch::Sender<Health>,
-    /// When a request last waited for [`PRESSED_FROM`].
-    pressed_at: Mutex<Option<Instant>>,
+    pressure: Pressure,
     /// Since when the writer waits for the disk, while it does.
     at_disk_since: Mutex<Option<Instant>>,
     /// The last sequence that is synced.
@@ -195,7 +190,7 @@ impl Journal {
         let shared = Arc::new(Shared {
             path: options.config.path.clone(),
             waiting: AtomicUsize::new(0),
-            pressed_at: Mutex::default(),
+            pressure: Pressure::default(),
             health: watch::Sender::new(Health::Opening),
             at_disk_since: Mutex::default(),
             committed: watch::Sender::new(0),
@@ -260,16 +255,14 @@ impl Journal {
         }
     }
 
-    /// Whether a request waited long for its receipt a moment ago: who can do his work later does it later then.
+    /// Whether requests went short of disk or processors a moment ago: who can do his work later does it later then.
     pub fn is_pressed(&self) -> bool {
-        let pressed_at = *self.shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        pressed_at.is_some_and(|at| at.elapsed() < PRESSED_FOR)
+        self.shared.pressure.is_felt()
     }
 
     #[cfg(test)]
     pub fn press_for_test(&self) {
-        let long = Instant::now() + STALLED_AFTER * 30;
-        *self.shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(long);
+        self.shared.pressure.feel_for_test();
     }
 
     pub fn health_changes(&self) -> watch::Receiver<Health> {

@@ -14,9 +14,9 @@ use tracing::{error, info, warn};
 
 use super::database::{Database, Written};
 use super::file::{self, Lock, OpenError};
+use super::pressure::Gauge;
 use super::{
-    Append, AppendError, Health, Message, Options, PRESSED_FROM, Progress, ProgressReply, Receipt, Shared, checkpoint,
-    orders,
+    Append, AppendError, Health, Message, Options, Progress, ProgressReply, Receipt, Shared, checkpoint, orders,
 };
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
@@ -108,6 +108,7 @@ impl Group {
 
 impl Writer {
     fn run(mut self) {
+        let mut gauge = Gauge::new();
         while !self.stopping {
             self.reopen_if_due();
             let mut group = self.gather();
@@ -127,6 +128,9 @@ impl Writer {
                     let begun = Instant::now();
                     match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
                         Ok(outcome) => {
+                            if let Some(oldest) = group.appends.first() {
+                                gauge.look(oldest.since, db.room.pressure, &self.shared.pressure);
+                            }
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                             // Behind the answers: what was committed stands, whatever becomes of this.
                             if let Err(error) = self.shared.at_disk(|| db.checkpoint()) {
@@ -273,7 +277,8 @@ impl Writer {
         self.shared.readers.send_away_if(moved > 0);
         if moved > 0 {
             return Err(OpenError::Disk(
-                "after a fault of the disk it is opened anew once everybody has closed it, a `journal` command too".into(),
+                "after a fault of the disk it is opened anew once everybody has closed it, a `journal` command too"
+                    .into(),
             ));
         }
         Ok(())
@@ -320,7 +325,8 @@ fn prove(db: &Connection, whole: bool) -> rusqlite::Result<()> {
         db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     if busy != 0 && whole {
         let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-        let why = "after a fault of the disk its whole log is checkpointed, which a reader prevents (a `journal` command?)";
+        let why =
+            "after a fault of the disk its whole log is checkpointed, which a reader prevents (a `journal` command?)";
         return Err(rusqlite::Error::SqliteFailure(busy, Some(why.into())));
     }
     if busy != 0 {
@@ -336,12 +342,6 @@ fn prove(db: &Connection, whole: bool) -> rusqlite::Result<()> {
 /// After the commit: readers first, so that publishing begins while the answers go out.
 fn answer(shared: &Shared, db: &Database, group: Group, written: Written, took: Duration) {
     db.show(shared);
-    let waited_long = group.appends.first().is_some_and(|oldest| oldest.since.elapsed() >= PRESSED_FROM);
-    // Where room is short it comes back by publishing alone, and then outputs may not do that later.
-    if waited_long || db.room.pressure {
-        let pressed_at = (!db.room.pressure).then(Instant::now);
-        *shared.pressed_at.lock().unwrap_or_else(PoisonError::into_inner) = pressed_at;
-    }
     for (place, (account, name)) in written.imported.iter().enumerate() {
         let is_discarded = written.discarded.contains(&(group.appends.len() + place));
         let counter = if is_discarded { &shared.metrics.accounts.discarded } else { &shared.metrics.accounts.accepted };

@@ -11,8 +11,10 @@ use tracing::{info, warn};
 
 mod looking;
 mod outcomes;
+mod pace;
 mod reading;
 
+use self::pace::Pace;
 use super::books::{Books, UNSAVED_MAX};
 use super::lane::Lane;
 use super::replay::Replays;
@@ -35,9 +37,6 @@ const BYTES_MAX: usize = 32 << 20;
 /// Events and bytes of one read of the journal, so that a read transaction lasts some milliseconds.
 const READ_EVENTS: usize = 512;
 const READ_BYTES: usize = 2 << 20;
-/// While requests wait ([`Journal::is_pressed`]) it reads so often, which are ten thousand events a second: it goes on, and leaves the processors
-/// and the disk to them, as the broker does that gets no more.
-const READ_PRESSED_EVERY: Duration = Duration::from_millis(50);
 /// A lane that has reported nothing for so long gets rows for what comes, rather than keeping the others waiting.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// How often the age of the oldest event, the held topics and the parked events that are due are looked at.
@@ -114,9 +113,9 @@ pub(super) struct Output {
     pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
-    read_at: Instant,
-    /// What may be read waits for requests to be answered.
-    yields: bool,
+    pace: Pace,
+    /// Until then what may be read waits for requests to be answered.
+    rests_until: Option<Instant>,
 }
 
 impl Output {
@@ -143,8 +142,8 @@ impl Output {
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
-            read_at: now.checked_sub(READ_PRESSED_EVERY).unwrap_or(now),
-            yields: false,
+            pace: Pace::new(now),
+            rests_until: None,
             series: Series::new(&name, &metrics),
             name,
             row,
@@ -199,7 +198,7 @@ impl Output {
                     Some(report) => self.report(report, Instant::now()),
                     None => return Ended::SinkGone,
                 },
-                Ok(()) = committed.changed(), if self.connected && self.ahead.is_empty() && !self.yields => {}
+                Ok(()) = committed.changed(), if self.connected && self.ahead.is_empty() && self.rests_until.is_none() => {}
                 _ = self.books.saved() => {} // A failure is the journal's to tell; the same goes again in a second.
                 Ok(()) = stop.changed() => {}
                 () = tokio::time::sleep_until(wake_at.into()) => {}
@@ -310,9 +309,12 @@ impl Output {
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
         let lanes = self.lanes.iter().filter(|_| self.connected).filter_map(Lane::wakes_at);
         let look = self.looked_at + LOOK_EVERY;
-        let yielded = self.yields.then_some(self.read_at + READ_PRESSED_EVERY);
-        let all =
-            lanes.chain(yielded).chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
+        let all = lanes
+            .chain(self.rests_until)
+            .chain(deadline)
+            .chain(self.read_again_at)
+            .chain(self.books.wakes_at())
+            .chain([look]);
         // A moment ahead at least: what is due now was tried just now, and waits for something else.
         all.min().unwrap_or(look).max(now + Duration::from_millis(10))
     }

@@ -7,8 +7,7 @@ use tracing::{error, warn};
 
 use super::super::lane::Item;
 use super::{
-    BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, READ_PRESSED_EVERY,
-    SILENT_AFTER, WINDOW_MAX,
+    BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX,
 };
 use crate::clock;
 use crate::journal::Read;
@@ -16,19 +15,20 @@ use crate::journal::Read;
 impl Output {
     /// Reads the next events of the journal, if none are waiting to be distributed.
     pub(super) fn read_on(&mut self, now: Instant) -> rusqlite::Result<bool> {
-        self.yields = false;
+        self.rests_until = None;
         if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= WINDOW_MAX || !self.books.has_room() {
             return Ok(false);
         }
         let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
-        self.yields = now < self.read_at + READ_PRESSED_EVERY && self.journal.is_pressed();
-        if self.yields {
+        self.rests_until = self.pace.rests_until(now);
+        if self.rests_until.is_some() {
             return Ok(false);
         }
-        self.read_at = now;
+        let most = READ_EVENTS.min(WINDOW_MAX - self.window.len());
+        let most = self.pace.read(now, self.journal.is_pressed(), most);
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
-        let reads = self.reader.events(after, through, READ_EVENTS.min(WINDOW_MAX - self.window.len()), READ_BYTES)?;
+        let reads = self.reader.events(after, through, most, READ_BYTES)?;
         if reads.is_empty() {
             // A closed span that is read to its end leads to the next one.
             if self.row.spans.iter().any(|span| span.through == Some(through)) {

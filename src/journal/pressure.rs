@@ -1,0 +1,119 @@
+//! Whether requests go short of disk or processors. The writer finds out, and outputs ask: their work can wait, and a broker that gets less leaves
+//! more of a machine that both share.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A request that waited so long for its receipt, of the two seconds that it has, shows that processors or disk are short: a commit and a
+/// checkpoint take a few milliseconds.
+const LONG: Duration = Duration::from_millis(20);
+/// The part of the time in which the writer, through whose hands every request goes, was ready to run and got no processor. On two processors that
+/// relay and load share, it is 0.1 to 0.2 while all is answered in milliseconds, and over 0.5 once requests queue up (docs/performance.md).
+const SHORT: f64 = 0.3;
+/// The least time over which that is told. Over 20 ms a single read of an output's, and what the broker makes of it, would show already.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// For how long it is believed: several commits, each of which may say so again.
+const FOR: Duration = Duration::from_millis(100);
+
+/// When requests last went short.
+#[derive(Default)]
+pub(super) struct Pressure(Mutex<Option<Instant>>);
+
+impl Pressure {
+    pub fn is_felt(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < FOR)
+    }
+
+    fn set(&self, at: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    #[cfg(test)]
+    pub fn feel_for_test(&self) {
+        self.set(Some(Instant::now() + FOR * 600));
+    }
+}
+
+/// The writer's, on its own thread.
+pub(super) struct Gauge {
+    turns: Option<Turns>,
+}
+
+/// What Linux counts of a thread: how long it was ready to run and did not. Elsewhere only the requests' own waiting tells.
+struct Turns {
+    file: File,
+    looked_at: Instant,
+    waited: Duration,
+}
+
+impl Gauge {
+    /// For the thread that calls this.
+    pub fn new() -> Self {
+        let turns = || {
+            let file = File::open("/proc/thread-self/schedstat").ok()?;
+            let waited = waited(&file)?;
+            Some(Turns { file, looked_at: Instant::now(), waited })
+        };
+        Self { turns: turns() }
+    }
+
+    /// After a commit whose first request has waited since `oldest`. Where `room_is_short` it comes back by publishing alone, and then outputs may
+    /// not do that later.
+    pub fn look(&mut self, oldest: Instant, room_is_short: bool, pressure: &Pressure) {
+        let is_late = oldest.elapsed() >= LONG;
+        let is_short = self.turns.as_mut().is_some_and(Turns::are_short);
+        if room_is_short {
+            pressure.set(None);
+        } else if is_late || is_short {
+            pressure.set(Some(Instant::now()));
+        }
+    }
+}
+
+impl Turns {
+    fn are_short(&mut self) -> bool {
+        let passed = self.looked_at.elapsed();
+        if passed < LOOK_EVERY {
+            return false;
+        }
+        let Some(waited) = waited(&self.file) else { return false };
+        let part = waited.saturating_sub(self.waited).as_secs_f64() / passed.as_secs_f64();
+        (self.looked_at, self.waited) = (Instant::now(), waited);
+        part >= SHORT
+    }
+}
+
+/// The second of three numbers, nanoseconds: https://docs.kernel.org/scheduler/sched-stats.html.
+fn waited(file: &File) -> Option<Duration> {
+    let mut text = [0; 64];
+    let length = file.read_at(&mut text, 0).ok()?;
+    let nanoseconds = str::from_utf8(&text[..length]).ok()?.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Duration::from_nanos(nanoseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_ready_and_gets_no_processor_goes_short() {
+        let done = AtomicBool::new(false);
+        let others = 4 * std::thread::available_parallelism().unwrap().get();
+        std::thread::scope(|scope| {
+            let Some(mut turns) = Gauge::new().turns else {
+                return eprintln!("skipped: this kernel does not say how long a thread waits");
+            };
+            for _ in 0..others {
+                scope.spawn(|| while !done.load(Ordering::Relaxed) {});
+            }
+            let until = Instant::now() + Duration::from_secs(30);
+            while !turns.are_short() && Instant::now() < until {}
+            done.store(true, Ordering::Relaxed);
+            assert!(Instant::now() < until, "it waited {:?} in all", turns.waited);
+        });
+    }
+}

@@ -1,0 +1,70 @@
+//! How often an output reads the journal: as it likes, and less often while requests go short of disk or processors.
+
+use std::time::{Duration, Instant};
+
+/// Of a read that is followed by a rest: a hundred small ones disturb less than twenty-five large ones.
+const EVENTS: usize = 128;
+/// The shortest rest between two reads, and the longest: from some thirteen thousand events a second to one thousand, with which it goes on
+/// whatever the machine does beside it.
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_millis(100);
+
+/// The rest between two reads doubles while requests go short, and shrinks by a third at each read when they do not: so publishing takes what they
+/// leave, and no more.
+pub(in crate::publish) struct Pace {
+    read_at: Instant,
+    rest: Duration,
+}
+
+impl Pace {
+    pub fn new(now: Instant) -> Self {
+        Self { read_at: now, rest: Duration::ZERO }
+    }
+
+    /// When the journal may be read again, if not now.
+    pub fn rests_until(&self, now: Instant) -> Option<Instant> {
+        Some(self.read_at + self.rest).filter(|until| *until > now)
+    }
+
+    /// It is read now, and requests go short or do not. Says how many events, of at most so many.
+    pub fn read(&mut self, now: Instant, is_pressed: bool, events_max: usize) -> usize {
+        self.read_at = now;
+        self.rest = match self.rest {
+            rest if is_pressed => (rest * 2).clamp(SHORTEST, LONGEST),
+            rest => Some(rest * 2 / 3).filter(|rest| *rest >= SHORTEST).unwrap_or_default(),
+        };
+        if self.rest.is_zero() { events_max } else { events_max.min(EVENTS) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_rests_longer_while_requests_go_short_and_then_takes_up_its_pace_again() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut rests = |is_pressed: bool, times: usize| -> Vec<u64> {
+            let mut all = Vec::new();
+            for _ in 0..times {
+                pace.read(now, is_pressed, 512);
+                let until = pace.rests_until(now).unwrap_or(now);
+                all.push((until - now).as_millis() as u64);
+                now = until;
+            }
+            all
+        };
+        assert_eq!(rests(false, 2), [0, 0]);
+        assert_eq!(rests(true, 6), [10, 20, 40, 80, 100, 100]);
+        assert_eq!(rests(false, 7), [66, 44, 29, 19, 13, 0, 0], "and then as it likes");
+    }
+
+    #[test]
+    fn reads_between_rests_are_small() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        assert_eq!([false, true].map(|is_pressed| pace.read(now, is_pressed, 512)), [512, 128]);
+        assert_eq!(pace.read(now, true, 7), 7, "no more than there is room for");
+    }
+}
