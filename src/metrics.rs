@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::clock::Timestamp;
@@ -138,6 +138,8 @@ pub struct PublishMetrics {
     pub duration: HistogramVec,
     /// From arrival to confirmation, seconds.
     pub delay: HistogramVec,
+    /// Seconds.
+    pub rests: CounterVec,
     pub up: IntGaugeVec,
 }
 
@@ -236,6 +238,7 @@ impl Metrics {
             self.publish.oldest_pending_age.with_label_values(&[output]);
             self.publish.duration.with_label_values(&[output]);
             self.publish.delay.with_label_values(&[output]);
+            self.publish.rests.with_label_values(&[output]);
             self.publish.up.with_label_values(&[output]);
         }
         self.accounts.last_reload_successful.set(1);
@@ -441,6 +444,12 @@ impl PublishMetrics {
                 &["output"],
                 seconds,
             ),
+            rests: counter_vec(
+                r,
+                "publish_rest_seconds_total",
+                "Seconds in which an output left disk and processors to requests.",
+                &["output"],
+            ),
             up: int_gauge_vec(r, "output_up", "1 while the broker answers.", &["output"]),
         }
     }
@@ -473,6 +482,7 @@ macro_rules! makers {
 }
 
 makers! {
+    counter_vec(labels: &[&str]) -> CounterVec { CounterVec::new }
     gauge() -> Gauge { Gauge::with_opts }
     gauge_vec(labels: &[&str]) -> GaugeVec { GaugeVec::new }
     int_gauge() -> IntGauge { IntGauge::with_opts }

@@ -108,7 +108,11 @@ mod tests {
                 return eprintln!("skipped: this kernel does not say how long a thread waits");
             };
             for _ in 0..others {
-                scope.spawn(|| while !done.load(Ordering::Relaxed) {});
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
             }
             let until = Instant::now() + Duration::from_secs(30);
             while !turns.are_short() && Instant::now() < until {}

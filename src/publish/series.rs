@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prometheus::{Histogram, IntCounter};
+use prometheus::{Counter, Histogram, IntCounter};
 
 use crate::config::OutputName;
 use crate::metrics::Metrics;
@@ -17,6 +17,7 @@ pub(super) struct Series {
     pub delay: Histogram,
     /// From handing over to confirmation.
     pub duration: Histogram,
+    pub rests: Counter,
 }
 
 impl Series {
@@ -26,6 +27,7 @@ impl Series {
             published: Vec::new(),
             delay: metrics.publish.delay.with_label_values(&[output.as_str()]),
             duration: metrics.publish.duration.with_label_values(&[output.as_str()]),
+            rests: metrics.publish.rests.with_label_values(&[output.as_str()]),
             metrics: Arc::clone(metrics),
         }
     }

@@ -29,7 +29,7 @@ fn promtool_is_content_with_the_metrics() {
 
 /// DESIGN §6: name without prefix, type, labels, and how many series there are from the start with two outputs, one account and one secret.
 #[rustfmt::skip] // A line is a metric.
-const METRICS: [(&str, &str, &[&str], usize); 38] = [
+const METRICS: [(&str, &str, &[&str], usize); 39] = [
     ("webhooks_total", "counter", &["account", "outcome"], 9),
     ("unavailable_total", "counter", &["reason"], 7),
     ("http_refused_total", "counter", &["reason"], 4),
@@ -50,6 +50,7 @@ const METRICS: [(&str, &str, &[&str], usize); 38] = [
     ("oldest_pending_age_seconds", "gauge", &["output"], 2),
     ("publish_failures_total", "counter", &["output", "reason"], 24),
     ("publish_duration_seconds", "histogram", &["output"], 2),
+    ("publish_rest_seconds_total", "counter", &["output"], 2),
     ("delivery_delay_seconds", "histogram", &["output"], 2),
     ("output_up", "gauge", &["output"], 2),
     ("journal_bytes", "gauge", &[], 1),

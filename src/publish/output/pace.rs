@@ -26,6 +26,11 @@ impl Pace {
         Some(self.read_at + self.rest).filter(|until| *until > now)
     }
 
+    /// How long the rest is, or was, that goes before the next read.
+    pub fn rest(&self) -> Duration {
+        self.rest
+    }
+
     /// It is read now, and requests go short or do not. Says how many events, of at most so many.
     pub fn read(&mut self, now: Instant, is_pressed: bool, events_max: usize) -> usize {
         self.read_at = now;

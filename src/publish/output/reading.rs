@@ -24,6 +24,7 @@ impl Output {
         if self.rests_until.is_some() {
             return Ok(false);
         }
+        self.series.rests.inc_by(self.pace.rest().as_secs_f64());
         let most = READ_EVENTS.min(WINDOW_MAX - self.window.len());
         let most = self.pace.read(now, self.journal.is_pressed(), most);
         // Read before the events: so whatever it counts is among them.
