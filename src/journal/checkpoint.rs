@@ -11,7 +11,7 @@
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -33,9 +33,11 @@ pub(super) struct Checkpoints {
     log_pages: i64,
     round_pages: i64,
     beside: Option<Beside>,
-    /// What a round ended with.
-    fault: Arc<Mutex<Option<rusqlite::Error>>>,
+    fault: Fault,
 }
+
+/// What a round ended with. The thread holds it as long as it is at a round, so that nobody checkpoints between a fault and its being told.
+type Fault = Arc<Mutex<Option<rusqlite::Error>>>;
 
 struct Beside {
     /// Without room: it only ever wakes a thread that waits.
@@ -47,7 +49,7 @@ impl Checkpoints {
     /// Beside the writer of a journal that is open. Without its thread the writer does all of it.
     pub fn start(journal: &Path, log_max: u64, writer: &Connection) -> rusqlite::Result<Self> {
         let log_pages = file::log_pages(writer, log_max)?;
-        let fault = Arc::default();
+        let fault = Fault::default();
         let beside = start(journal, log_max, &fault)
             .inspect_err(|problem| {
                 warn!(journal.path = %journal.display(), "requests wait for each checkpoint of the journal: {problem}");
@@ -56,32 +58,56 @@ impl Checkpoints {
         Ok(Self { log_pages, round_pages: (log_pages / PART).max(PAGES_MIN), beside, fault })
     }
 
-    /// Between two commits over `writer`: moves what it is time to move.
+    /// Between two commits over `writer`: moves what it is time to move. `is_idle`: nobody waits; then nothing stays half moved, and not synced.
     ///
     /// # Errors
     /// The disk's, here or in a round beside. Nothing may be written over this connection any more, or what the disk dropped is lost.
-    pub fn advance(&self, writer: &Connection) -> rusqlite::Result<()> {
-        if let Some(fault) = self.fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    pub fn advance(&self, writer: &Connection, is_idle: bool) -> rusqlite::Result<()> {
+        let mut fault = match self.fault.try_lock() {
+            Ok(fault) => fault,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()), // A round is under way.
+        };
+        if let Some(fault) = fault.take() {
             return Err(fault);
         }
-        let (log, moved) = log_and_moved(writer)?;
+        let Some((log, moved)) = log_and_moved(writer)? else { return Ok(()) };
         let left = log - moved;
-        let is_helped = left >= self.round_pages && self.beside.as_ref().is_some_and(Beside::wake);
-        if log >= self.log_pages && (left < self.log_pages * MUCH || !is_helped) {
-            move_all(writer)?;
+        if log >= self.log_pages || (is_idle && moved > 0 && left > 0) {
+            let is_much = left >= self.round_pages.max(self.log_pages * MUCH);
+            if !is_much || !self.beside.as_ref().is_some_and(Beside::wake) {
+                move_all(writer)?;
+            }
+        } else if left >= self.round_pages
+            && let Some(beside) = &self.beside
+        {
+            beside.wake();
         }
         Ok(())
+    }
+
+    /// Whether a round has failed and nobody was told.
+    pub fn has_failed(&self) -> bool {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Ends the thread, once a round under way is over.
+    pub fn stop(&mut self) {
+        if let Some(Beside { wake, thread }) = self.beside.take() {
+            drop(wake);
+            let _ = thread.join(); // After a panic of its there is nothing to do that the writer does not do anyway.
+        }
     }
 }
 
 impl Beside {
     /// False if there is no thread any more.
     fn wake(&self) -> bool {
-        !matches!(self.wake.try_send(()), Err(TrySendError::Disconnected(()))) // Full: it is at it.
+        !matches!(self.wake.try_send(()), Err(TrySendError::Disconnected(()))) // Full: it has not come to wait yet.
     }
 }
 
-fn start(journal: &Path, log_max: u64, fault: &Arc<Mutex<Option<rusqlite::Error>>>) -> Result<Beside, String> {
+fn start(journal: &Path, log_max: u64, fault: &Fault) -> Result<Beside, String> {
     let db = file::connect(journal, log_max).map_err(|error| error.to_string())?;
     let (wake, woken) = sync_channel(0);
     let fault = Arc::clone(fault);
@@ -91,8 +117,9 @@ fn start(journal: &Path, log_max: u64, fault: &Arc<Mutex<Option<rusqlite::Error>
 
 fn run(db: &Connection, woken: &Receiver<()>, fault: &Mutex<Option<rusqlite::Error>>) {
     for () in woken {
+        let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = move_all(db) {
-            *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *fault = Some(error);
             return;
         }
     }
@@ -103,19 +130,18 @@ fn move_all(db: &Connection) -> rusqlite::Result<()> {
     db.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))
 }
 
-/// Pages in the log, and those of them that are in the file. Does nothing else.
-pub(super) fn log_and_moved(db: &Connection) -> rusqlite::Result<(i64, i64)> {
-    db.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))
+/// Pages in the log, and those of them that are in the file. Does nothing else. `None` if that cannot be told now, while another process writes.
+pub(super) fn log_and_moved(db: &Connection) -> rusqlite::Result<Option<(i64, i64)>> {
+    let mut ask = db.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+    let (busy, log, moved): (i64, i64, i64) = ask.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok((busy == 0 && moved >= 0).then_some((log, moved)))
 }
 
 impl Drop for Checkpoints {
     fn drop(&mut self) {
-        if let Some(Beside { wake, thread }) = self.beside.take() {
-            drop(wake);
-            // A writer that panicked ends the process, and may not wait for a round that hangs in the disk.
-            if !std::thread::panicking() {
-                let _ = thread.join(); // After a panic of its there is nothing to do that the writer does not do anyway.
-            }
+        // A writer that panicked ends the process, and may not wait for a round that hangs in the disk.
+        if !std::thread::panicking() {
+            self.stop();
         }
     }
 }
@@ -138,7 +164,7 @@ mod tests {
 
     /// A commit of some two pages.
     fn commit(db: &Connection) {
-        let (log, _) = log_and_moved(db).unwrap();
+        let (log, _) = log_and_moved(db).unwrap().unwrap();
         let name = format!("{log}{}", "x".repeat(2 * file::PAGE_BYTES as usize));
         db.execute("INSERT OR REPLACE INTO accounts (name, last_accepted_at) VALUES (?, 1)", [name]).unwrap();
     }
@@ -150,7 +176,7 @@ mod tests {
         let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
         let until = Instant::now() + Duration::from_secs(30);
         let log_when_moved = loop {
-            let (log, moved) = log_and_moved(&db).unwrap();
+            let (log, moved) = log_and_moved(&db).unwrap().unwrap();
             if moved > 0 {
                 break log;
             }
@@ -158,7 +184,7 @@ mod tests {
             if log < checkpoints.round_pages {
                 commit(&db);
             }
-            checkpoints.advance(&db).unwrap(); // Perhaps the thread did not wait yet.
+            checkpoints.advance(&db, false).unwrap(); // Perhaps the thread did not wait yet.
             std::thread::yield_now();
         };
         assert!(log_when_moved < checkpoints.log_pages, "{log_when_moved} pages: it was the writer");
@@ -173,14 +199,34 @@ mod tests {
         let mut most = 0;
         loop {
             commit(&db);
-            let (log, _) = log_and_moved(&db).unwrap();
+            let (log, _) = log_and_moved(&db).unwrap().unwrap();
             if log < most {
                 break;
             }
             most = log;
             assert!(most < checkpoints.log_pages * 2, "{most} pages");
-            checkpoints.advance(&db).unwrap();
+            checkpoints.advance(&db, false).unwrap();
         }
+    }
+
+    #[test]
+    fn while_nobody_waits_nothing_stays_half_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _lock, db) = journal(folder.path());
+        let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        let told = || log_and_moved(&db).unwrap().unwrap();
+        let reader = file::open_reader(&path).unwrap();
+        reader.execute_batch("BEGIN").unwrap();
+        reader.query_row("SELECT count(*) FROM accounts", [], |_| Ok(())).unwrap();
+        commit(&db);
+        move_all(&db).unwrap();
+        reader.execute_batch("COMMIT").unwrap();
+        let (log, moved) = told();
+        assert!(0 < moved && moved < log, "{moved} of {log} pages");
+        checkpoints.advance(&db, false).unwrap();
+        assert_eq!(told(), (log, moved));
+        checkpoints.advance(&db, true).unwrap();
+        assert_eq!(told(), (log, log));
     }
 
     #[test]
@@ -190,6 +236,7 @@ mod tests {
         let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
         let fault = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None);
         *checkpoints.fault.lock().unwrap() = Some(fault);
-        assert!(checkpoints.advance(&db).is_err());
+        assert!(checkpoints.has_failed());
+        assert!(checkpoints.advance(&db, false).is_err());
     }
 }

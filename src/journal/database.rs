@@ -309,15 +309,16 @@ impl Database {
         }
     }
 
-    /// To be called between two writes. After an error this value is no longer to be believed; what was written before stands.
-    pub fn checkpoint(&self) -> rusqlite::Result<()> {
-        self.checkpoints.advance(&self.db)
+    /// To be called between two writes; `is_idle`: the last one had nothing to write. After an error this value is no longer to be believed; what was
+    /// written before stands.
+    pub fn checkpoint(&self, is_idle: bool) -> rusqlite::Result<()> {
+        self.checkpoints.advance(&self.db, is_idle)
     }
 
-    /// Closes it, and spares the next start the recovery of the log; nothing depends on that.
-    pub fn finish(self) {
-        drop(self.checkpoints); // Or it may be just at it.
-        let _ = self.db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)");
+    /// Closes it, and spares the next start the recovery of the log; nothing depends on that. False if a fault came to light that nobody was told of.
+    pub fn finish(mut self) -> bool {
+        self.checkpoints.stop(); // Or it may be just at it.
+        !self.checkpoints.has_failed() && self.db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)").is_ok()
     }
 
     /// Lets everybody see the outputs as they are now.

@@ -77,6 +77,36 @@ pub(super) struct Lock {
     _file: File,
 }
 
+/// Whether the disk may have dropped what it was given, since a write or a checkpoint failed; see `checkpoint`. A file beside the journal tells it to the
+/// next process, as far as the disk takes it: not synced, since with the power the log's index goes too, which is what makes the doubt.
+pub(super) struct Doubt {
+    file: PathBuf,
+    is: bool,
+}
+
+impl Doubt {
+    /// As the last process left it.
+    pub fn of(journal: &Path) -> Self {
+        let file = journal.with_extension("doubt");
+        Self { is: file.exists(), file }
+    }
+
+    pub fn is(&self) -> bool {
+        self.is
+    }
+
+    pub fn raise(&mut self) {
+        self.is = true;
+        let _ = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.file); // The disk's fault is told elsewhere.
+    }
+
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.is) {
+            let _ = std::fs::remove_file(&self.file); // It may never have come to be.
+        }
+    }
+}
+
 /// Why no journal can be at this place: it is a folder, or lies in what is none.
 pub(crate) fn misplaced(journal: &Path) -> Option<String> {
     if journal.is_dir() {

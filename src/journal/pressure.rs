@@ -14,8 +14,8 @@ const LONG: Duration = Duration::from_millis(20);
 const SHORT: f64 = 0.3;
 /// The least time over which that is told. Over 20 ms a single read of an output's, and what the broker makes of it, would show already.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// For how long it is believed: several commits, each of which may say so again.
-const FOR: Duration = Duration::from_millis(100);
+/// For how long it is believed: until two looks have said otherwise.
+const FOR: Duration = Duration::from_millis(250);
 
 /// When requests last went short.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode};
 use tracing::{error, info, warn};
 
 use super::database::{Database, Written};
-use super::file::{self, Lock, OpenError};
+use super::file::{self, Doubt, Lock, OpenError};
 use super::pressure::Gauge;
 use super::{
     Append, AppendError, Health, Message, Options, Progress, ProgressReply, Receipt, Shared, checkpoint, orders,
@@ -45,6 +45,7 @@ pub(super) fn start(
         Err(OpenError::Disk(_) | OpenError::Unreadable(_)) => None,
         Err(error) => return Err(error),
     };
+    let doubt = Doubt::of(&options.config.path);
     let writer = Writer {
         started: (Instant::now(), clock::now()),
         options,
@@ -53,7 +54,7 @@ pub(super) fn start(
         lock,
         db: None,
         reopen_at: Instant::now(),
-        in_doubt: false,
+        doubt,
         sequence_min: 1,
         stopping: false,
         corrupt: None,
@@ -76,8 +77,7 @@ struct Writer {
     lock: Option<Lock>,
     db: Option<Database>,
     reopen_at: Instant,
-    /// Since it was open last, a write or a checkpoint failed.
-    in_doubt: bool,
+    doubt: Doubt,
     /// No sequence below this is given again, even if the disk forgot that it was.
     sequence_min: u64,
     started: (Instant, Timestamp),
@@ -119,6 +119,7 @@ impl Writer {
             match &mut self.db {
                 None => refuse(&mut group, AppendError::Disk),
                 Some(db) => {
+                    let is_idle = group.is_empty();
                     self.shared.at_disk(|| db.measure(&self.options, &self.shared));
                     if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
@@ -133,7 +134,7 @@ impl Writer {
                             }
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                             // Behind the answers: what was committed stands, whatever becomes of this.
-                            if let Err(error) = self.shared.at_disk(|| db.checkpoint()) {
+                            if let Err(error) = self.shared.at_disk(|| db.checkpoint(is_idle)) {
                                 self.fail(Group::default(), &error);
                             }
                         }
@@ -142,8 +143,10 @@ impl Writer {
                 }
             }
         }
-        if let Some(db) = self.db.take() {
-            db.finish();
+        if let Some(db) = self.db.take()
+            && !db.finish()
+        {
+            self.doubt.raise();
         }
     }
 
@@ -152,6 +155,7 @@ impl Writer {
         let mut group = Group::default();
         let patience = match &self.db {
             Some(db) if db.housekeeping_due => Duration::from_millis(2),
+            None if self.shared.readers.is_awaited() => REOPEN_SOON,
             _ => TICK,
         };
         let mut next = match self.messages.recv_timeout(patience) {
@@ -209,10 +213,13 @@ impl Writer {
                     }
                 }
                 self.shared.committed.send_replace(db.last);
-                self.in_doubt = false;
+                self.doubt.settle();
                 self.db = Some(db);
             }
             Err(error) => {
+                if let OpenError::Disk(_) = error {
+                    self.doubt.raise();
+                }
                 let text = error.to_string();
                 let failing = Health::Failing(text.clone());
                 if self.shared.health.send_replace(failing.clone()) != failing {
@@ -238,6 +245,7 @@ impl Writer {
         };
         let opened = match opened {
             Err(OpenError::Unreadable(why)) if !self.options.set_aside => {
+                self.shared.readers.send_away_if(false); // Nobody waits for them any more.
                 self.corrupt = Some(why.clone());
                 Err(OpenError::Unreadable(format!("{}: {why}; it is left as it is", path.display())))
             }
@@ -246,15 +254,17 @@ impl Writer {
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
                     file::open(path, log_max, &lock, now)
                 }
-                Err(error) => Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display()))),
+                Err(error) => {
+                    self.corrupt = Some(why);
+                    Err(OpenError::Disk(format!("{}: cannot be set aside: {error}", path.display())))
+                }
             },
             opened => opened,
         };
         self.lock = Some(lock);
         let db = opened?;
         self.begin_log_again(&db)?;
-        let database = prove(&db, self.in_doubt)
-            .inspect_err(|_| self.in_doubt = true)
+        let database = prove(&db, self.doubt.is())
             .and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
         let database = database.map_err(|error| {
             if file::is_not_as_written(&error) {
@@ -269,25 +279,24 @@ impl Writer {
     /// After a fault, sees to it that the whole log is moved into the file once more; see `checkpoint`. What was moved stands in the log's index,
     /// which SQLite makes anew when the first one opens the journal: so everybody has to let go of it.
     fn begin_log_again(&self, db: &Connection) -> Result<(), OpenError> {
-        let moved = match checkpoint::log_and_moved(db) {
-            Ok((_, moved)) if self.in_doubt => moved,
-            Ok(_) => 0,
+        let is_whole = match checkpoint::log_and_moved(db) {
+            _ if !self.doubt.is() => true,
+            Ok(told) => told.is_some_and(|(_, moved)| moved == 0),
             Err(error) => return Err(OpenError::Disk(format!("{}: {error}", self.options.config.path.display()))),
         };
-        self.shared.readers.send_away_if(moved > 0);
-        if moved > 0 {
-            return Err(OpenError::Disk(
-                "after a fault of the disk it is opened anew once everybody has closed it, a `journal` command too"
-                    .into(),
-            ));
+        self.shared.readers.send_away_if(!is_whole);
+        if is_whole {
+            return Ok(());
         }
-        Ok(())
+        let why = "after a fault of the disk it is opened anew once everybody has closed it, a `journal` command too";
+        Err(OpenError::Disk(why.into()))
     }
 
     fn close_corrupt(&mut self, group: &mut Group, why: String) {
         self.shared.health.send_replace(Health::Failing(why.clone()));
         self.corrupt = Some(why);
         refuse(group, AppendError::Disk);
+        self.doubt.raise(); // A fault of a round may not have been told yet.
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
         }
@@ -305,7 +314,7 @@ impl Writer {
         }
         self.shared.health.send_replace(Health::Failing(text));
         refuse(&mut group, AppendError::Disk); // Before the file is closed, which may wait for the disk.
-        self.in_doubt = true;
+        self.doubt.raise();
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
         }
@@ -313,20 +322,20 @@ impl Writer {
     }
 }
 
-/// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again. `whole`: a reader may not keep a part of
-/// it from the file.
-fn prove(db: &Connection, whole: bool) -> rusqlite::Result<()> {
+/// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again. In doubt the log is emptied, too: it may
+/// hold a commit whose sync failed, which is only in the system's memory, and what came behind that would go with it.
+fn prove(db: &Connection, in_doubt: bool) -> rusqlite::Result<()> {
     // A value that changes: of an update that changes none SQLite writes nothing, and then syncs nothing, and the disk was not asked.
     db.execute(
         "INSERT INTO meta (name, value) VALUES ('probes', '1') ON CONFLICT DO UPDATE SET value = value + 1",
         [],
     )?;
+    let how = if in_doubt { "TRUNCATE" } else { "FULL" };
     let (busy, log, done): (i64, i64, i64) =
-        db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    if busy != 0 && whole {
+        db.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    if busy != 0 && in_doubt {
         let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-        let why =
-            "after a fault of the disk its whole log is checkpointed, which a reader prevents (a `journal` command?)";
+        let why = "after a fault of the disk its log has to be emptied, which a reader prevents (a `journal` command?)";
         return Err(rusqlite::Error::SqliteFailure(busy, Some(why.into())));
     }
     if busy != 0 {
@@ -448,8 +457,11 @@ mod tests {
             db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
             let log = || std::fs::metadata(file::with_suffix(&path, "-wal")).unwrap().len();
             assert_eq!(log(), 0);
-            prove(&db, true).unwrap();
+            prove(&db, false).unwrap();
             assert!(log() > 0, "nothing was written, time {time}");
         }
+        prove(&db, true).unwrap();
+        let left = std::fs::metadata(file::with_suffix(&path, "-wal")).unwrap().len();
+        assert_eq!(left, 0, "in doubt nothing of the log may stay");
     }
 }

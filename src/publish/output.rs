@@ -113,6 +113,8 @@ pub(super) struct Output {
     pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
+    /// The last try to read failed, which was said.
+    cannot_read: bool,
     pace: Pace,
     /// Until then what may be read waits for requests to be answered.
     rests_until: Option<Instant>,
@@ -142,6 +144,7 @@ impl Output {
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
+            cannot_read: false,
             pace: Pace::new(now),
             rests_until: None,
             series: Series::new(&name, &metrics),
@@ -177,6 +180,7 @@ impl Output {
             self.books.passed(self.window.cursor());
             self.look(now);
             committed.mark_unchanged();
+            self.rests_until = None;
             let worked = self.connected && self.advance(now);
             self.books.save_if_due(&self.journal, self.window.cursor(), now);
             let deadline = *stop.borrow_and_update();
@@ -213,9 +217,14 @@ impl Output {
             self.read_again_at = None;
             let read = self.read_rows(now).and_then(|rows| Ok(rows | self.read_on(now)?));
             match read {
-                Ok(any) => worked |= any,
+                Ok(any) => {
+                    self.cannot_read = false;
+                    worked |= any;
+                }
                 Err(error) => {
-                    warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    if !std::mem::replace(&mut self.cannot_read, true) {
+                        warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+                    }
                     self.journal.unreadable(&self.journal_id, &error);
                     self.read_again_at = Some(now + READ_AGAIN);
                 }

@@ -22,6 +22,10 @@ pub const EIO: u32 = 5;
 pub const ENOSPC: u32 = 28;
 pub const EROFS: u32 = 30;
 
+/// Whose pages are dropped.
+pub const MAIN: u32 = 1;
+pub const LOG: u32 = 2;
+
 /// One field of the shim's control file, by its place.
 #[derive(Clone, Copy)]
 pub enum Knob {
@@ -44,7 +48,8 @@ pub enum Knob {
     Failed = 10,
     /// Seconds by which the clock of the day is ahead; see [`Shim::set_clock`].
     ClockAhead = 11,
-    /// The next sync of the journal's file, not of its log, fails, and what was written to it since the last one is dropped. Then 0 again.
+    /// The next sync of the journal's file ([`MAIN`]) or of its log ([`LOG`]) fails, and what was written to it since the last one is dropped. Then 0
+    /// again.
     DropPages = 12,
 }
 

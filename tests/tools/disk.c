@@ -33,7 +33,7 @@ static volatile struct control {
   uint32_t keep_image;                          /* what was synced is kept, for a power cut */
   uint32_t writes, syncs, failed;               /* counted for the test */
   int32_t clock_ahead;                          /* seconds by which the clock of the day is ahead */
-  uint32_t drop_pages;                          /* not 0: the next sync of the main file fails, and what was not synced of it is dropped; then 0 */
+  uint32_t drop_pages;                          /* 1: the next sync of the main file fails, and what was not synced of it is dropped; 2: of the log; then 0 */
 } *control;
 
 static char folder[PATH_MAX], state[PATH_MAX];
@@ -302,7 +302,7 @@ static int sync_any(int fd, int (*real)(int)) {
   pthread_mutex_lock(&mutex);
   control->syncs++;
   int done;
-  if (control->drop_pages && file->kind == MAIN) {
+  if (control->drop_pages == (file->kind == MAIN ? 1 : 2)) {
     /* As Linux does where pages cannot be written back: they count as clean from then on, and the error is told once. */
     control->drop_pages = 0;
     if (file->dirty) memset(file->dirty, 0, BLOCKS);

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Of a read that is followed by a rest: a hundred small ones disturb less than twenty-five large ones.
-const EVENTS: usize = 128;
-/// The shortest rest between two reads, and the longest: from some thirteen thousand events a second to one thousand, with which it goes on
-/// whatever the machine does beside it.
+/// Of a read that is followed by a rest: small ones disturb less than a few large ones.
+const EVENTS: usize = 256;
+/// The shortest rest between two reads, and the longest: from 25,000 events a second to 2,500, with which it goes on whatever the machine does beside
+/// it. What comes in more slowly than that is never left behind for long, though a neighbour may keep the processors busy for hours.
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(100);
 
@@ -69,7 +69,7 @@ mod tests {
     fn reads_between_rests_are_small() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        assert_eq!([false, true].map(|is_pressed| pace.read(now, is_pressed, 512)), [512, 128]);
+        assert_eq!([false, true].map(|is_pressed| pace.read(now, is_pressed, 512)), [512, 256]);
         assert_eq!(pace.read(now, true, 7), 7, "no more than there is room for");
     }
 }

@@ -15,7 +15,6 @@ use crate::journal::Read;
 impl Output {
     /// Reads the next events of the journal, if none are waiting to be distributed.
     pub(super) fn read_on(&mut self, now: Instant) -> rusqlite::Result<bool> {
-        self.rests_until = None;
         if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= WINDOW_MAX || !self.books.has_room() {
             return Ok(false);
         }
