@@ -25,7 +25,7 @@ test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a 
 # FAULTS_KILLS, FAULTS_CUTS, FAULTS_STEPS, FAULTS_BACKLOG, FAULTS_SEED and more (tests/faults/main.rs) make it longer, shorter, or the same again.
 faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
 	scripts/brokers fetch all
-	FAULTS_CUTS=$${FAULTS_CUTS:-100} FAULTS_MIX=$${FAULTS_MIX:-100} FAULTS_ERRORS=$${FAULTS_ERRORS:-60} FAULTS_PAGES=$${FAULTS_PAGES:-99} \
+	FAULTS_CUTS=$${FAULTS_CUTS:-100} FAULTS_MIX=$${FAULTS_MIX:-100} FAULTS_ERRORS=$${FAULTS_ERRORS:-60} FAULTS_DROPS=$${FAULTS_DROPS:-20} FAULTS_PAGES=$${FAULTS_PAGES:-99} \
 		cargo test --locked --test faults -- --nocapture --test-threads 1
 
 .PHONY: examples

@@ -1,7 +1,7 @@
 //! Crashes and outages in their long form, as `make faults` runs them. The seed that decided is printed: FAULTS_SEED repeats it.
 //!
 //! FAULTS_KILLS (100), FAULTS_STEPS (60), FAULTS_PARKED (1000) and FAULTS_BACKLOG (200000) say how long. The modules need no broker, and `make test` runs them in their
-//! short form: FAULTS_KILLS (30), FAULTS_CUTS (12), FAULTS_MIX (20), FAULTS_ERRORS (12) and FAULTS_PAGES (6).
+//! short form: FAULTS_KILLS (30), FAULTS_CUTS (12), FAULTS_MIX (20), FAULTS_ERRORS (12), FAULTS_DROPS (4) and FAULTS_PAGES (6).
 
 #[path = "../support/mod.rs"]
 mod support;
