@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use time::OffsetDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// A moment in microseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,7 +69,12 @@ impl Timestamp {
 pub fn rfc3339_seconds(seconds: i64) -> String {
     let moment = OffsetDateTime::from_unix_timestamp(seconds.clamp(SECONDS_MIN, SECONDS_MAX))
         .unwrap_or(OffsetDateTime::UNIX_EPOCH); // Cannot be: the clamp keeps to what the type holds.
-    let mut text = String::with_capacity("2025-01-15T10:30:00.123456Z".len());
+    rfc3339_utc(PrimitiveDateTime::new(moment.date(), moment.time()), "")
+}
+
+/// RFC 3339 of a moment in UTC in the years 1 to 9999: its whole seconds, with `fraction` behind them, which is empty or begins with a point.
+pub fn rfc3339_utc(moment: PrimitiveDateTime, fraction: &str) -> String {
+    let mut text = String::with_capacity("2025-01-15T10:30:00.123456789Z".len());
     push_digits(&mut text, moment.year().into(), 4);
     for (before, number) in [
         ('-', u8::from(moment.month())),
@@ -81,6 +86,7 @@ pub fn rfc3339_seconds(seconds: i64) -> String {
         text.push(before);
         push_digits(&mut text, number.into(), 2);
     }
+    text.push_str(fraction);
     text.push('Z');
     text
 }

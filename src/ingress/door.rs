@@ -25,7 +25,7 @@ use crate::authenticate::{Account, Accounts, Refused, Unverified, Verified};
 use crate::clock;
 use crate::config::AccountName;
 use crate::journal::{AppendError, Journal, Receipt};
-use crate::normalize::{Event, normalize, undecoded};
+use crate::normalize::{Derived, Event};
 
 /// Bytes of a body that are hashed where the request is served: some fifty microseconds a secret.
 const HASHED_AT_ONCE_MAX: usize = 64 << 10;
@@ -124,7 +124,7 @@ impl<K: Keep> Door<K> {
         let now = clock::now();
         let verified = self.verify(claims.with_body(body.clone(), now), body.len(), arrival.deadline).await?;
         let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
-        let event = event_of(verified, |verified| normalize(verified, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
+        let event = event_of(verified, |body| Derived::from_body(body, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
         Ok(kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??)
     }
@@ -223,13 +223,13 @@ fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>,
     (Some(Leftover::new(body)), is_too_long)
 }
 
-/// What is kept of a verified request. Should `normalize` panic, the request is kept as it came: it is genuine, and ours is the fault.
-fn event_of(verified: Verified, normalize: impl FnOnce(Verified) -> Event) -> Result<Event, Refusal> {
-    let as_it_came = verified.clone();
-    unless_panicking(|| normalize(verified)).or_else(|_| {
-        warn!(account.name = %as_it_came.account, "reading a genuine webhook failed by a fault in the relay itself; it is kept as `unknown`. Please report it");
-        unless_panicking(|| undecoded(as_it_came))
-    })
+/// What is kept of a verified request. Should reading its body panic, the request is kept as it came: it is genuine, and ours is the fault.
+fn event_of(verified: Verified, read: impl FnOnce(&[u8]) -> Derived) -> Result<Event, Refusal> {
+    let derived = unless_panicking(|| read(&verified.body)).unwrap_or_else(|_| {
+        warn!(account.name = %verified.account, "reading a genuine webhook failed by a fault in the relay itself; it is kept as `unknown`. Please report it");
+        Derived::undecoded()
+    });
+    unless_panicking(|| derived.event(verified))
 }
 
 /// Runs pure work on one request. A panic in it is that request's alone.

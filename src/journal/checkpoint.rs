@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tracing::warn;
@@ -26,6 +27,9 @@ const PART: i64 = 4;
 const PAGES_MIN: i64 = 100;
 /// So many times the log's bound, which only a long read leaves, are the thread's alone: requests would wait for it.
 const MUCH: i64 = 2;
+/// How long the log may grow before it is looked at again: some commits, of ten pages each. SQLite compiles that question anew each time, which takes
+/// as long as to insert an event.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Ends its thread when dropped, once a round under way is over.
 pub(super) struct Checkpoints {
@@ -34,6 +38,7 @@ pub(super) struct Checkpoints {
     round_pages: i64,
     beside: Option<Beside>,
     fault: Fault,
+    looked_at: Instant,
 }
 
 /// What a round ended with. The thread holds it as long as it is at a round, so that nobody checkpoints between a fault and its being told.
@@ -55,14 +60,14 @@ impl Checkpoints {
                 warn!(journal.path = %journal.display(), "requests wait for each checkpoint of the journal: {problem}");
             })
             .ok();
-        Ok(Self { log_pages, round_pages: (log_pages / PART).max(PAGES_MIN), beside, fault })
+        Ok(Self { log_pages, round_pages: (log_pages / PART).max(PAGES_MIN), beside, fault, looked_at: Instant::now() })
     }
 
     /// Between two commits over `writer`: moves what it is time to move. `is_idle`: nobody waits; then nothing stays half moved, and not synced.
     ///
     /// # Errors
     /// The disk's, here or in a round beside. Nothing may be written over this connection any more, or what the disk dropped is lost.
-    pub fn advance(&self, writer: &Connection, is_idle: bool) -> rusqlite::Result<()> {
+    pub fn advance(&mut self, writer: &Connection, is_idle: bool) -> rusqlite::Result<()> {
         let mut fault = match self.fault.try_lock() {
             Ok(fault) => fault,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -71,6 +76,10 @@ impl Checkpoints {
         if let Some(fault) = fault.take() {
             return Err(fault);
         }
+        if !is_idle && self.looked_at.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        self.looked_at = Instant::now();
         let Some((log, moved)) = log_and_moved(writer)? else { return Ok(()) };
         let left = log - moved;
         if log >= self.log_pages || (is_idle && moved > 0 && left > 0) {
@@ -148,8 +157,6 @@ impl Drop for Checkpoints {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
     use crate::clock;
 
@@ -173,7 +180,7 @@ mod tests {
     fn a_part_of_the_log_is_moved_beside_the_writer() {
         let folder = tempfile::tempdir().unwrap();
         let (path, _lock, db) = journal(folder.path());
-        let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        let mut checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
         let until = Instant::now() + Duration::from_secs(30);
         let log_when_moved = loop {
             let (log, moved) = log_and_moved(&db).unwrap().unwrap();
@@ -213,7 +220,7 @@ mod tests {
     fn while_nobody_waits_nothing_stays_half_moved() {
         let folder = tempfile::tempdir().unwrap();
         let (path, _lock, db) = journal(folder.path());
-        let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        let mut checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
         let told = || log_and_moved(&db).unwrap().unwrap();
         let reader = file::open_reader(&path).unwrap();
         reader.execute_batch("BEGIN").unwrap();
@@ -233,7 +240,7 @@ mod tests {
     fn a_fault_of_a_round_is_the_writer_s() {
         let folder = tempfile::tempdir().unwrap();
         let (path, _lock, db) = journal(folder.path());
-        let checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
+        let mut checkpoints = Checkpoints::start(&path, LOG_MAX, &db).unwrap();
         let fault = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None);
         *checkpoints.fault.lock().unwrap() = Some(fault);
         assert!(checkpoints.has_failed());

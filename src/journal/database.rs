@@ -311,7 +311,7 @@ impl Database {
 
     /// To be called between two writes; `is_idle`: the last one had nothing to write. After an error this value is no longer to be believed; what was
     /// written before stands.
-    pub fn checkpoint(&self, is_idle: bool) -> rusqlite::Result<()> {
+    pub fn checkpoint(&mut self, is_idle: bool) -> rusqlite::Result<()> {
         self.checkpoints.advance(&self.db, is_idle)
     }
 

@@ -90,15 +90,12 @@ fn columns(row: &Row<'_>, sequence: u64) -> Option<Event> {
 
 /// CRC-32 over the sequence and all columns, each variable one behind its length so that no two rows share their bytes.
 fn checksum(sequence: u64, event: &Event) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&sequence.to_le_bytes());
-    crc.update(&event.received_at.as_micros().to_le_bytes());
-    crc.update(&event.id.0);
-    crc.update(&[
-        u8::from(event.content == Content::Opaque),
-        u8::from(event.replayed),
-        u8::from(event.subject.is_some()),
-    ]);
+    // Together but for the body: a call for each of two dozen pieces takes longer than to copy them.
+    let mut columns = Vec::with_capacity(512);
+    columns.extend_from_slice(&sequence.to_le_bytes());
+    columns.extend_from_slice(&event.received_at.as_micros().to_le_bytes());
+    columns.extend_from_slice(&event.id.0);
+    columns.extend([event.content == Content::Opaque, event.replayed, event.subject.is_some()].map(u8::from));
     for text in [
         event.account.as_str(),
         event.name.as_str(),
@@ -108,9 +105,11 @@ fn checksum(sequence: u64, event: &Event) -> u32 {
         &event.signed_text,
         &event.signature,
     ] {
-        crc.update(&(text.len() as u32).to_le_bytes());
-        crc.update(text.as_bytes());
+        columns.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        columns.extend_from_slice(text.as_bytes());
     }
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&columns);
     crc.update(&event.body);
     crc.finalize()
 }

@@ -91,7 +91,11 @@ struct Writer {
 /// One transaction's worth of work.
 #[derive(Default)]
 pub(super) struct Group {
-    pub appends: Vec<Append>,
+    #[expect(
+        clippy::vec_box,
+        reason = "as they came: each is of four hundred bytes, and a vector of those is copied as it grows"
+    )]
+    pub appends: Vec<Box<Append>>,
     pub progress: Vec<(Arc<Progress>, ProgressReply)>,
     bytes: usize,
 }
@@ -173,7 +177,7 @@ impl Writer {
                     // Nobody waits any more: the deadline passed, the answer was 503, and an event that was not kept is what that says.
                     if !append.reply.is_closed() {
                         group.bytes += append.event.body.len();
-                        group.appends.push(*append);
+                        group.appends.push(append);
                     }
                 }
                 Message::Progress(progress, reply) => group.progress.push((progress, reply)),
@@ -402,11 +406,12 @@ fn tell(shared: &Shared, step: orders::Step) {
 }
 
 /// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
-fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize], now: Timestamp) {
+fn count(metrics: &Metrics, appends: &[Box<Append>], receipts: &[Receipt], discarded: &[usize], now: Timestamp) {
     let mut kinds: Vec<(&AccountName, &EventName, bool, u64, Timestamp)> = Vec::new();
     let mut heard: Vec<&AccountName> = Vec::new();
     let new = appends.iter().zip(receipts).enumerate().filter(|(_, (_, receipt))| !receipt.duplicate);
-    for (place, (Append { event, .. }, _)) in new {
+    for (place, (append, _)) in new {
+        let event = &append.event;
         let gone = discarded.binary_search(&place).is_ok();
         let same = |kind: &&mut (&AccountName, &EventName, bool, u64, Timestamp)| {
             (kind.0, kind.1, kind.2) == (&event.account, &event.name, gone)

@@ -20,23 +20,7 @@ use json::Fields;
 /// Reads a verified request. `extra` are the names of `events.extra`. Never fails and never panics, whatever the bytes; two passes over them and
 /// one hash at most.
 pub fn normalize(verified: Verified, extra: &[Arc<str>]) -> Event {
-    let (content, fields) = json::read(&verified.body);
-    let name = fields.name(extra);
-    let call_status = match name.group() {
-        Group::Call => fields.call_status(),
-        _ => None,
-    };
-    let (subject, time) = (fields.subject(), fields.time());
-    event(verified, Derived { name, subject, time, call_status, content })
-}
-
-/// The event of a request that nobody looked into: what is kept if [`normalize`] should panic after all, so that no genuine event is lost to a
-/// bug of ours.
-pub fn undecoded(verified: Verified) -> Event {
-    event(
-        verified,
-        Derived { name: EventName::Unknown, subject: None, time: None, call_status: None, content: Content::Opaque },
-    )
+    Derived::from_body(&verified.body, extra).event(verified)
 }
 
 /// Whether a body is JSON that a consumer's parser can take, as [`normalize`] finds it.
@@ -45,7 +29,7 @@ pub fn content_of(body: &[u8]) -> Content {
 }
 
 /// What is read out of a body.
-struct Derived {
+pub struct Derived {
     name: EventName,
     subject: Option<String>,
     time: Option<String>,
@@ -53,21 +37,41 @@ struct Derived {
     content: Content,
 }
 
-fn event(verified: Verified, derived: Derived) -> Event {
-    Event {
-        id: EventId::of(&verified.account, &verified.body),
-        name: derived.name,
-        subject: derived.subject,
-        time: derived.time.unwrap_or_else(|| rfc3339_seconds(verified.signed_at)),
-        call_status: derived.call_status,
-        content: derived.content,
-        account: verified.account,
-        signed_text: verified.signed_text,
-        signed_at: verified.signed_at,
-        signature: verified.signature,
-        received_at: verified.received_at,
-        replayed: false,
-        body: verified.body,
+impl Derived {
+    /// The first half of [`normalize`].
+    pub fn from_body(body: &[u8], extra: &[Arc<str>]) -> Self {
+        let (content, fields) = json::read(body);
+        let name = fields.name(extra);
+        let call_status = match name.group() {
+            Group::Call => fields.call_status(),
+            _ => None,
+        };
+        Self { name, subject: fields.subject(), time: fields.time(), call_status, content }
+    }
+
+    /// As if nobody had looked into the body: what is kept if [`Derived::from_body`] should panic after all, so that no genuine event is lost to a
+    /// bug of ours.
+    pub fn undecoded() -> Self {
+        Self { name: EventName::Unknown, subject: None, time: None, call_status: None, content: Content::Opaque }
+    }
+
+    /// The second half of [`normalize`]: the event of the request whose body this is.
+    pub fn event(self, verified: Verified) -> Event {
+        Event {
+            id: EventId::of(&verified.account, &verified.body),
+            name: self.name,
+            subject: self.subject,
+            time: self.time.unwrap_or_else(|| rfc3339_seconds(verified.signed_at)),
+            call_status: self.call_status,
+            content: self.content,
+            account: verified.account,
+            signed_text: verified.signed_text,
+            signed_at: verified.signed_at,
+            signature: verified.signature,
+            received_at: verified.received_at,
+            replayed: false,
+            body: verified.body,
+        }
     }
 }
 

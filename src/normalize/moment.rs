@@ -2,6 +2,8 @@
 
 use time::{Date, Duration, Month, PrimitiveDateTime, Time};
 
+use crate::clock::rfc3339_utc;
+
 /// More digits of a second than consumers can hold.
 const FRACTION_DIGITS_MAX: usize = 9;
 
@@ -44,14 +46,7 @@ pub fn utc(text: &str) -> Option<String> {
     if !(1..=9999).contains(&utc.year()) {
         return None;
     }
-    let (month, day) = (u8::from(utc.month()), utc.day());
-    Some(format!(
-        "{:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}{fraction}Z",
-        utc.year(),
-        utc.hour(),
-        utc.minute(),
-        utc.second()
-    ))
+    Some(rfc3339_utc(utc, fraction))
 }
 
 /// What is left to read. Each method takes what it names off the front, or gives `None`.

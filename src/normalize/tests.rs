@@ -403,7 +403,8 @@ fn ids_are_a_digest_that_anybody_can_compute() {
 
 #[test]
 fn an_undecoded_event_is_unknown_and_whole() {
-    let event = undecoded(Verified::for_test("default", 1_736_937_000, br#"{"event":"sms","pbx_id":"a"}"#));
+    let verified = Verified::for_test("default", 1_736_937_000, br#"{"event":"sms","pbx_id":"a"}"#);
+    let event = Derived::undecoded().event(verified);
     assert_eq!((event.name, event.subject, event.content), (EventName::Unknown, None, Content::Opaque));
     assert_eq!((event.time.as_str(), event.body), ("2025-01-15T10:30:00Z", r#"{"event":"sms","pbx_id":"a"}"#.into()));
 }
