@@ -41,6 +41,7 @@ mod flips;
 pub use file::OpenError;
 pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
+pub use pressure::Felt;
 use pressure::Pressure;
 pub use progress::{About, Apart, Outcome, Progress, Settlement};
 use reader::Readers;
@@ -255,9 +256,9 @@ impl Journal {
         }
     }
 
-    /// Whether requests went short of disk or processors a moment ago: who can do his work later does it later then.
-    pub fn is_pressed(&self) -> bool {
-        self.shared.pressure.is_felt()
+    /// How short of disk or processors requests went a moment ago: who can do his work later does it later then.
+    pub fn pressure(&self) -> Felt {
+        self.shared.pressure.felt()
     }
 
     #[cfg(test)]

@@ -11,28 +11,39 @@ use std::time::{Duration, Instant};
 const LONG: Duration = Duration::from_millis(20);
 /// The part of the time in which the writer, through whose hands every request goes, was ready to run and got no processor. On two processors that
 /// relay and load share, it is 0.1 to 0.2 while all is answered in milliseconds, and over 0.5 once requests queue up (docs/performance.md).
-const SHORT: f64 = 0.3;
+const SOME: f64 = 0.3;
+const MUCH: f64 = 0.5;
 /// The least time over which that is told. Over 20 ms a single read of an output's, and what the broker makes of it, would show already.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// For how long it is believed: until two looks have said otherwise.
-const FOR: Duration = Duration::from_millis(250);
+/// For how long it is believed: until the next look has said otherwise.
+const FOR: Duration = Duration::from_millis(150);
 
-/// When requests last went short.
+/// How short requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Felt {
+    Nothing,
+    /// They are answered in time, and would not be with much more beside them.
+    Some,
+    Much,
+}
+
+/// How short requests went when that was last told.
 #[derive(Default)]
-pub(super) struct Pressure(Mutex<Option<Instant>>);
+pub(super) struct Pressure(Mutex<Option<(Instant, Felt)>>);
 
 impl Pressure {
-    pub fn is_felt(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < FOR)
+    pub fn felt(&self) -> Felt {
+        let told = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.filter(|(at, _)| at.elapsed() < FOR).map_or(Felt::Nothing, |(_, felt)| felt)
     }
 
-    fn set(&self, at: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    fn set(&self, at: Instant, felt: Felt) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, felt));
     }
 
     #[cfg(test)]
     pub fn feel_for_test(&self) {
-        self.set(Some(Instant::now() + FOR * 600));
+        self.set(Instant::now() + FOR * 600, Felt::Much);
     }
 }
 
@@ -63,25 +74,30 @@ impl Gauge {
     /// not do that later.
     pub fn look(&mut self, oldest: Instant, room_is_short: bool, pressure: &Pressure) {
         let is_late = oldest.elapsed() >= LONG;
-        let is_short = self.turns.as_mut().is_some_and(Turns::are_short);
-        if room_is_short {
-            pressure.set(None);
-        } else if is_late || is_short {
-            pressure.set(Some(Instant::now()));
-        }
+        let part = self.turns.as_mut().and_then(Turns::part_without);
+        let felt = match part {
+            _ if room_is_short => Felt::Nothing,
+            _ if is_late => Felt::Much,
+            None => return,
+            Some(part) if part >= MUCH => Felt::Much,
+            Some(part) if part >= SOME => Felt::Some,
+            Some(_) => return, // What was felt a moment ago is believed for a while.
+        };
+        pressure.set(Instant::now(), felt);
     }
 }
 
 impl Turns {
-    fn are_short(&mut self) -> bool {
+    /// The part of the time since the last look, if that is long enough ago to tell.
+    fn part_without(&mut self) -> Option<f64> {
         let passed = self.looked_at.elapsed();
         if passed < LOOK_EVERY {
-            return false;
+            return None;
         }
-        let Some(waited) = waited(&self.file) else { return false };
+        let waited = waited(&self.file)?;
         let part = waited.saturating_sub(self.waited).as_secs_f64() / passed.as_secs_f64();
         (self.looked_at, self.waited) = (Instant::now(), waited);
-        part >= SHORT
+        Some(part)
     }
 }
 
@@ -115,7 +131,7 @@ mod tests {
                 });
             }
             let until = Instant::now() + Duration::from_secs(30);
-            while !turns.are_short() && Instant::now() < until {}
+            while turns.part_without().is_none_or(|part| part < MUCH) && Instant::now() < until {}
             done.store(true, Ordering::Relaxed);
             assert!(Instant::now() < until, "it waited {:?} in all", turns.waited);
         });

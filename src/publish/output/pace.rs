@@ -2,29 +2,38 @@
 
 use std::time::{Duration, Instant};
 
+use crate::journal::Felt;
+
 /// Of a read that is followed by a rest: small ones disturb less than a few large ones.
-const EVENTS: usize = 256;
-/// The shortest rest between two reads, and the longest: from 25,000 events a second to 2,500.
-const SHORTEST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_millis(100);
+const EVENTS: usize = 128;
+/// The first rest once requests go short, and the longest: from 25,000 events a second to 2,500.
+const FIRST: Duration = Duration::from_millis(5);
+const LONGEST: Duration = Duration::from_millis(50);
+/// Shorter ones are none: 128,000 events a second are more than a broker takes.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// How often the rest may double: no sooner than the journal tells anew whether requests go short.
+const GROWS_EVERY: Duration = Duration::from_millis(100);
+/// How often it may shrink by a third. What is taken up too fast takes the processors away again before that is told.
+const SHRINKS_EVERY: Duration = Duration::from_millis(250);
 /// So long it rests in all: a burst of requests goes first. What lasts longer is how things stand, a neighbour on the machine perhaps, and then events
 /// have to leave all the same.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The part of the time without need that is given back to the patience.
 const RECOVERS: u32 = 4;
 
-/// The rest between two reads doubles while requests go short, and shrinks by a third at each read when they do not, or have for long: so
-/// publishing takes what they leave.
+/// The rest between two reads grows while requests go short, and shrinks slowly when they do not, or have for long: so publishing takes what they
+/// leave.
 pub(in crate::publish) struct Pace {
     read_at: Instant,
     rest: Duration,
+    changed_at: Instant,
     /// Of the patience.
     spent: Duration,
 }
 
 impl Pace {
     pub fn new(now: Instant) -> Self {
-        Self { read_at: now, rest: Duration::ZERO, spent: Duration::ZERO }
+        Self { read_at: now, rest: Duration::ZERO, changed_at: now, spent: Duration::ZERO }
     }
 
     /// When the journal may be read again, if not now.
@@ -37,20 +46,36 @@ impl Pace {
         self.rest
     }
 
-    /// It is read now, and requests go short or do not. Says how many events, of at most so many.
-    pub fn read(&mut self, now: Instant, is_pressed: bool, events_max: usize) -> usize {
+    /// It is read now, while requests go short or do not. Says how many events, of at most so many.
+    pub fn read(&mut self, now: Instant, pressure: Felt, events_max: usize) -> usize {
         let passed = now.duration_since(self.read_at);
         self.read_at = now;
         if !self.rest.is_zero() {
             self.spent += self.rest;
-        } else if !is_pressed {
+        } else if pressure == Felt::Nothing {
             self.spent = self.spent.saturating_sub(passed / RECOVERS);
         }
-        self.rest = match self.rest {
-            rest if is_pressed && self.spent < PATIENCE => (rest * 2).clamp(SHORTEST, LONGEST),
-            rest => Some(rest * 2 / 3).filter(|rest| *rest >= SHORTEST).unwrap_or_default(),
+        let rest = match pressure {
+            _ if self.spent >= PATIENCE => self.shrunk(now),
+            Felt::Nothing => self.shrunk(now),
+            Felt::Some => self.rest,
+            Felt::Much => self.grown(now),
         };
+        if rest != self.rest {
+            (self.rest, self.changed_at) = (rest, now);
+        }
         if self.rest.is_zero() { events_max } else { events_max.min(EVENTS) }
+    }
+
+    fn grown(&self, now: Instant) -> Duration {
+        let may_grow = self.rest.is_zero() || now.duration_since(self.changed_at) >= GROWS_EVERY;
+        if may_grow { (self.rest * 2).clamp(FIRST, LONGEST) } else { self.rest }
+    }
+
+    fn shrunk(&self, now: Instant) -> Duration {
+        let may_shrink = now.duration_since(self.changed_at) >= SHRINKS_EVERY;
+        let shorter = if may_shrink { self.rest * 2 / 3 } else { self.rest };
+        Some(shorter).filter(|rest| *rest >= SHORTEST).unwrap_or_default()
     }
 }
 
@@ -58,50 +83,60 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// Reads as often as it may for so long, and gives each length of its rests, in milliseconds, as it changes.
+    fn rests(pace: &mut Pace, now: &mut Instant, pressure: Felt, length: Duration) -> Vec<u128> {
+        let (mut rests, until) = (Vec::new(), *now + length);
+        while *now < until {
+            pace.read(*now, pressure, 512);
+            rests.push(pace.rest().as_millis());
+            *now = pace.rests_until(*now).unwrap_or(*now + MILLISECOND);
+        }
+        rests.dedup();
+        rests
+    }
+
     #[test]
-    fn it_rests_longer_while_requests_go_short_and_then_takes_up_its_pace_again() {
+    fn it_rests_longer_while_requests_go_short_and_then_slowly_takes_up_its_pace_again() {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
-        let mut rests = |is_pressed: bool, times: usize| -> Vec<u64> {
-            let mut all = Vec::new();
-            for _ in 0..times {
-                pace.read(now, is_pressed, 512);
-                let until = pace.rests_until(now).unwrap_or(now);
-                all.push((until - now).as_millis() as u64);
-                now = until;
-            }
-            all
-        };
-        assert_eq!(rests(false, 2), [0, 0]);
-        assert_eq!(rests(true, 6), [10, 20, 40, 80, 100, 100]);
-        assert_eq!(rests(false, 7), [66, 44, 29, 19, 13, 0, 0], "and then as it likes");
+        let mut rests = |pressure, milliseconds| rests(&mut pace, &mut now, pressure, milliseconds * MILLISECOND);
+        assert_eq!(rests(Felt::Nothing, 500), [0]);
+        assert_eq!(rests(Felt::Some, 500), [0]);
+        assert_eq!(rests(Felt::Much, 99), [5], "not again before it is told anew");
+        assert_eq!(rests(Felt::Much, 500), [10, 20, 40, 50]);
+        assert_eq!(rests(Felt::Some, 500), [50], "it is in time, and would not be with more beside it");
+        assert_eq!(rests(Felt::Nothing, 200), [33]);
+        assert_eq!(rests(Felt::Nothing, 4_000), [33, 22, 14, 9, 6, 4, 2, 1, 0], "and then as it likes");
     }
 
     #[test]
     fn it_does_not_rest_for_ever() {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
-        let mut rested_within = |is_pressed: bool, seconds: u64| {
+        let mut rested_within = |pressure, seconds: u64| {
             let (mut rested, until) = (Duration::ZERO, now + Duration::from_secs(seconds));
             while now < until {
-                pace.read(now, is_pressed, 512);
+                pace.read(now, pressure, 512);
                 rested += pace.rest();
-                now += pace.rest() + Duration::from_millis(1);
+                now += pace.rest() + MILLISECOND;
             }
             rested
         };
-        let all = rested_within(true, 60);
-        assert!(PATIENCE <= all && all < PATIENCE + Duration::from_secs(1), "{all:?}");
-        assert_eq!(rested_within(true, 60), Duration::ZERO, "nor again, as long as it lasts");
-        rested_within(false, 4 * PATIENCE.as_secs() + 4);
-        assert!(rested_within(true, 60) >= PATIENCE, "but afterwards");
+        let all = rested_within(Felt::Much, 60);
+        let little = PATIENCE / 5; // On the way back to its pace.
+        assert!((PATIENCE..PATIENCE + little).contains(&all), "{all:?}");
+        assert_eq!(rested_within(Felt::Much, 60), Duration::ZERO, "nor again, as long as it lasts");
+        rested_within(Felt::Nothing, 4 * PATIENCE.as_secs() + 20);
+        assert!(rested_within(Felt::Much, 60) >= PATIENCE, "but afterwards");
     }
 
     #[test]
     fn reads_between_rests_are_small() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        assert_eq!([false, true].map(|is_pressed| pace.read(now, is_pressed, 512)), [512, 256]);
-        assert_eq!(pace.read(now, true, 7), 7, "no more than there is room for");
+        assert_eq!([Felt::Nothing, Felt::Much].map(|pressure| pace.read(now, pressure, 512)), [512, 128]);
+        assert_eq!(pace.read(now, Felt::Much, 7), 7, "no more than there is room for");
     }
 }

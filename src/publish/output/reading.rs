@@ -25,7 +25,7 @@ impl Output {
         }
         self.series.rests.inc_by(self.pace.rest().as_secs_f64());
         let most = READ_EVENTS.min(WINDOW_MAX - self.window.len());
-        let most = self.pace.read(now, self.journal.is_pressed(), most);
+        let most = self.pace.read(now, self.journal.pressure(), most);
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
         let reads = self.reader.events(after, through, most, READ_BYTES)?;

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use super::*;
 use crate::authenticate::Verified;
 use crate::config::{self, Config, Mode, Routes};
-use crate::journal::{Options, Writer};
+use crate::journal::{Felt, Options, Writer};
 use crate::normalize::normalize;
 use crate::publish::Place;
 use crate::publish::encode::Encoder;
@@ -137,7 +137,7 @@ async fn while_requests_wait_the_journal_is_read_less_often() {
 async fn a_request_that_waited_long_presses_the_journal_for_a_moment() {
     let folder = tempfile::tempdir().unwrap();
     let (journal, writer) = journal(folder.path()).await;
-    assert!(!journal.is_pressed());
+    assert_eq!(journal.pressure(), Felt::Nothing);
     let db = rusqlite::Connection::open(journal.path()).unwrap();
     // The moment may be over by the time that this thread has its turn.
     for time in 0.. {
@@ -147,13 +147,13 @@ async fn a_request_that_waited_long_presses_the_journal_for_a_moment() {
         assert!(tokio::time::timeout(Duration::from_millis(30), &mut waiting).await.is_err());
         db.execute_batch("ROLLBACK").unwrap();
         let _ = waiting.await.unwrap();
-        if journal.is_pressed() {
+        if journal.pressure() == Felt::Much {
             break;
         }
         assert!(time < 20, "never pressed");
     }
     let mut looks = 0;
-    while journal.is_pressed() {
+    while journal.pressure() != Felt::Nothing {
         tokio::time::sleep(Duration::from_millis(10)).await;
         looks += 1;
         assert!(looks < 1_000, "for ever");
@@ -171,7 +171,7 @@ async fn a_journal_that_is_nearly_full_is_read_as_fast_as_it_goes() {
     }
     journal.press_for_test();
     let until = Instant::now() + Duration::from_secs(30);
-    while journal.is_pressed() {
+    while journal.pressure() != Felt::Nothing {
         assert!(Instant::now() < until, "outputs still spare the requests, and no room comes back");
         take_in(&journal, &["one more"]).await;
     }
