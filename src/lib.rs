@@ -14,7 +14,7 @@
 //!
 //! What always holds:
 //! - Answer 200 can only be built from a [`journal::Receipt`], and only the journal makes one, after a sync.
-//! - Nothing unverified passes [`authenticate`]: only it makes a `Verified`, and [`normalize`] takes nothing else.
+//! - Nothing unverified passes [`authenticate`]: only it makes a `Verified`, and only of one [`normalize`] makes an `Event`.
 //! - [`journal`] never looks inside an event; [`publish`] never changes a byte of its body.
 //! - The broker's health never reaches [`ingress`].
 pub mod ingress;

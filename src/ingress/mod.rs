@@ -230,6 +230,7 @@ async fn reap<K: Keep>(door: Arc<Door<K>>, patience: Patience) {
             minute = now;
             door.tally.log_minute();
         }
+        let _ = timeout(MINUTE, door.registry.any()).await; // Who has nobody to look after sleeps.
     }
 }
 

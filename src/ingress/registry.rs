@@ -309,6 +309,7 @@ pub struct Registry {
     connections_max: usize,
     open: Mutex<Open>,
     /// Told whenever a connection has ended.
+    admitted: Notify,
     ended: Notify,
     gauge: IntGauge,
 }
@@ -374,7 +375,7 @@ struct Dispensable {
 
 impl Registry {
     pub fn new(connections_max: usize, gauge: IntGauge) -> Arc<Self> {
-        Arc::new(Self { connections_max, open: Mutex::default(), ended: Notify::new(), gauge })
+        Arc::new(Self { connections_max, open: Mutex::default(), admitted: Notify::new(), ended: Notify::new(), gauge })
     }
 
     /// Lets a connection in, making room for it if it must. `None`: every place is taken by a request under way, or by those that are to go.
@@ -390,6 +391,7 @@ impl Registry {
         let watched = Arc::new(Watched::new(open.next_id, phase));
         open.staying.insert(watched.id, Arc::clone(&watched));
         self.gauge.inc();
+        self.admitted.notify_waiters();
         Some(Admitted { watched, registry: Arc::clone(self) })
     }
 
@@ -409,6 +411,17 @@ impl Registry {
             if let Some(order) = watched.overdue(patience) {
                 watched.order(order);
             }
+        }
+    }
+
+    /// Returns once any is open.
+    pub async fn any(&self) {
+        loop {
+            let admitted = self.admitted.notified();
+            if lock(&self.open).all().next().is_some() {
+                return;
+            }
+            admitted.await;
         }
     }
 

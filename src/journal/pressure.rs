@@ -15,12 +15,14 @@ const SOME: f64 = 0.3;
 const MUCH: f64 = 0.5;
 /// The least time over which that is told. Over 20 ms a single read of an output's, and what the broker makes of it, would show already.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// For how long it is believed: until the next look has said otherwise.
+/// For how long it is believed: a little longer than to the next look.
 const FOR: Duration = Duration::from_millis(150);
 
 /// How short requests go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Felt {
+    /// They are not to be spared: room is short, and comes back by publishing alone.
+    Hurry,
     Nothing,
     /// They are answered in time, and would not be with much more beside them.
     Some,
@@ -70,18 +72,16 @@ impl Gauge {
         Self { turns: turns() }
     }
 
-    /// After a commit whose first request has waited since `oldest`. Where `room_is_short` it comes back by publishing alone, and then outputs may
-    /// not do that later.
+    /// After a commit whose first request has waited since `oldest`.
     pub fn look(&mut self, oldest: Instant, room_is_short: bool, pressure: &Pressure) {
         let is_late = oldest.elapsed() >= LONG;
         let part = self.turns.as_mut().and_then(Turns::part_without);
         let felt = match part {
-            _ if room_is_short => Felt::Nothing,
+            _ if room_is_short => Felt::Hurry,
             _ if is_late => Felt::Much,
-            None => return,
             Some(part) if part >= MUCH => Felt::Much,
-            Some(part) if part >= SOME => Felt::Some,
-            Some(_) => return, // What was felt a moment ago is believed for a while.
+            Some(part) if part >= SOME => pressure.felt().max(Felt::Some),
+            Some(_) | None => return,
         };
         pressure.set(Instant::now(), felt);
     }

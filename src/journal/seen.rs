@@ -35,9 +35,7 @@ impl Seen {
     pub fn note(&mut self, db: &Connection, signed_at: i64, id: EventId) -> rusqlite::Result<bool> {
         self.uses += 1;
         if !self.seconds.contains_key(&signed_at) {
-            let mut ids = load(db, signed_at)?;
-            // As many as the second before: a set that grows step by step hashes all that is in it anew at each.
-            ids.reserve(self.seconds.get(&(signed_at - 1)).map_or(0, |before| before.ids.len()));
+            let ids = load(db, signed_at)?;
             self.ids += ids.len();
             self.seconds.insert(signed_at, Second { ids, last_use: 0 });
         }

@@ -318,14 +318,10 @@ impl Output {
     fn wake_at(&self, now: Instant, deadline: Option<Instant>) -> Instant {
         let lanes = self.lanes.iter().filter(|_| self.connected).filter_map(Lane::wakes_at);
         let look = self.looked_at + LOOK_EVERY;
-        let all = lanes
-            .chain(self.rests_until)
-            .chain(deadline)
-            .chain(self.read_again_at)
-            .chain(self.books.wakes_at())
-            .chain([look]);
-        // A moment ahead at least: what is due now was tried just now, and waits for something else.
-        all.min().unwrap_or(look).max(now + Duration::from_millis(10))
+        let all = lanes.chain(deadline).chain(self.read_again_at).chain(self.books.wakes_at()).chain([look]);
+        // A moment ahead at least: what is due now was tried just now, and waits for something else. A rest is always ahead.
+        let wake_at = all.min().unwrap_or(look).max(now + Duration::from_millis(10));
+        self.rests_until.map_or(wake_at, |until| until.min(wake_at))
     }
 }
 

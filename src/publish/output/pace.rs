@@ -6,17 +6,17 @@ use crate::journal::Felt;
 
 /// Of a read that is followed by a rest: small ones disturb less than a few large ones.
 const EVENTS: usize = 128;
-/// The first rest once requests go short, and the longest: from 25,000 events a second to 2,500.
-const FIRST: Duration = Duration::from_millis(5);
+/// The first rest once requests go short, and the longest: from 12,800 events a second to 2,500.
+const FIRST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(50);
 /// Shorter ones are none: 128,000 events a second are more than a broker takes.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// How often the rest may double: no sooner than the journal tells anew whether requests go short.
-const GROWS_EVERY: Duration = Duration::from_millis(100);
+/// How often the rest may double: for so long the journal's word counts, and one word doubles it once.
+const GROWS_EVERY: Duration = Duration::from_millis(150);
 /// How often it may shrink by a third. What is taken up too fast takes the processors away again before that is told.
 const SHRINKS_EVERY: Duration = Duration::from_millis(250);
-/// So long it rests in all: a burst of requests goes first. What lasts longer is how things stand, a neighbour on the machine perhaps, and then events
-/// have to leave all the same.
+/// So long it rests while requests go short: a burst of them goes first. What lasts longer is how things stand, a neighbour on the machine perhaps, and
+/// then events have to leave all the same.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The part of the time without need that is given back to the patience.
 const RECOVERS: u32 = 4;
@@ -50,16 +50,15 @@ impl Pace {
     pub fn read(&mut self, now: Instant, pressure: Felt, events_max: usize) -> usize {
         let passed = now.duration_since(self.read_at);
         self.read_at = now;
-        if !self.rest.is_zero() {
-            self.spent += self.rest;
-        } else if pressure == Felt::Nothing {
-            self.spent = self.spent.saturating_sub(passed / RECOVERS);
-        }
+        self.spent = match pressure {
+            Felt::Hurry | Felt::Nothing => self.spent.saturating_sub(passed / RECOVERS),
+            Felt::Some | Felt::Much => self.spent + self.rest,
+        };
         let rest = match pressure {
-            _ if self.spent >= PATIENCE => self.shrunk(now),
-            Felt::Nothing => self.shrunk(now),
-            Felt::Some => self.rest,
-            Felt::Much => self.grown(now),
+            Felt::Hurry => Duration::ZERO,
+            Felt::Some if self.spent < PATIENCE => self.rest,
+            Felt::Much if self.spent < PATIENCE => self.grown(now),
+            Felt::Nothing | Felt::Some | Felt::Much => self.shrunk(now),
         };
         if rest != self.rest {
             (self.rest, self.changed_at) = (rest, now);
@@ -104,11 +103,13 @@ mod tests {
         let mut rests = |pressure, milliseconds| rests(&mut pace, &mut now, pressure, milliseconds * MILLISECOND);
         assert_eq!(rests(Felt::Nothing, 500), [0]);
         assert_eq!(rests(Felt::Some, 500), [0]);
-        assert_eq!(rests(Felt::Much, 99), [5], "not again before it is told anew");
-        assert_eq!(rests(Felt::Much, 500), [10, 20, 40, 50]);
+        assert_eq!(rests(Felt::Much, 149), [10], "one word of the journal's counts once");
+        assert_eq!(rests(Felt::Much, 500), [20, 40, 50]);
         assert_eq!(rests(Felt::Some, 500), [50], "it is in time, and would not be with more beside it");
         assert_eq!(rests(Felt::Nothing, 200), [33]);
         assert_eq!(rests(Felt::Nothing, 4_000), [33, 22, 14, 9, 6, 4, 2, 1, 0], "and then as it likes");
+        rests(Felt::Much, 1_000);
+        assert_eq!(rests(Felt::Hurry, 10), [0], "at once, where publishing goes first");
     }
 
     #[test]
@@ -125,10 +126,10 @@ mod tests {
             rested
         };
         let all = rested_within(Felt::Much, 60);
-        let little = PATIENCE / 5; // On the way back to its pace.
+        let little = PATIENCE / 4; // On the way back to its pace.
         assert!((PATIENCE..PATIENCE + little).contains(&all), "{all:?}");
         assert_eq!(rested_within(Felt::Much, 60), Duration::ZERO, "nor again, as long as it lasts");
-        rested_within(Felt::Nothing, 4 * PATIENCE.as_secs() + 20);
+        rested_within(Felt::Nothing, 5 * PATIENCE.as_secs());
         assert!(rested_within(Felt::Much, 60) >= PATIENCE, "but afterwards");
     }
 

@@ -10,7 +10,7 @@ use super::{
     BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX,
 };
 use crate::clock;
-use crate::journal::Read;
+use crate::journal::{Felt, Read};
 
 impl Output {
     /// Reads the next events of the journal, if none are waiting to be distributed.
@@ -25,7 +25,9 @@ impl Output {
         }
         self.series.rests.inc_by(self.pace.rest().as_secs_f64());
         let most = READ_EVENTS.min(WINDOW_MAX - self.window.len());
-        let most = self.pace.read(now, self.journal.pressure(), most);
+        let is_stopping = self.stop.borrow().is_some(); // Then nobody is left to be spared.
+        let pressure = if is_stopping { Felt::Hurry } else { self.journal.pressure() };
+        let most = self.pace.read(now, pressure, most);
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
         let reads = self.reader.events(after, through, most, READ_BYTES)?;

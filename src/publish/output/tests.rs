@@ -119,6 +119,7 @@ async fn while_requests_wait_the_journal_is_read_less_often() {
     let (journal, writer) = journal(folder.path()).await;
     take_in(&journal, &["one"]).await;
     let (mut output, _) = output(&journal, encode(|_| {}));
+    output.stop = watch::channel(None).1;
     let now = Instant::now();
     journal.press_for_test();
     assert!(output.read_on(now).unwrap());
@@ -127,7 +128,7 @@ async fn while_requests_wait_the_journal_is_read_less_often() {
     assert!(!output.read_on(now).unwrap());
     assert!(output.ahead.is_empty());
     let again_at = output.wake_at(now, None);
-    assert!(again_at < now + LOOK_EVERY, "it goes on by itself");
+    assert_eq!(Some(again_at), output.rests_until, "it goes on by itself");
     assert!(output.read_on(again_at).unwrap());
     assert_eq!(output.ahead.len(), 1);
     writer.stop();
@@ -169,11 +170,19 @@ async fn a_journal_that_is_nearly_full_is_read_as_fast_as_it_goes() {
     for number in 0..350 {
         take_in(&journal, &[&format!("{number:60000}")]).await; // 20 MiB in all.
     }
+    let (mut output, _) = output(&journal, encode(|_| {}));
+    output.stop = watch::channel(None).1;
     journal.press_for_test();
-    let until = Instant::now() + Duration::from_secs(30);
-    while journal.pressure() != Felt::Nothing {
+    let now = Instant::now();
+    assert!(output.read_on(now).unwrap());
+    assert!(!output.pace.rest().is_zero());
+    let until = now + Duration::from_secs(30);
+    while journal.pressure() != Felt::Hurry {
         assert!(Instant::now() < until, "outputs still spare the requests, and no room comes back");
         take_in(&journal, &["one more"]).await;
     }
+    output.ahead.clear();
+    assert!(output.read_on(now + output.pace.rest()).unwrap());
+    assert_eq!(output.pace.rest(), Duration::ZERO);
     writer.stop();
 }
