@@ -308,8 +308,9 @@ fn phase_of(state: u64) -> (Phase, u64) {
 pub struct Registry {
     connections_max: usize,
     open: Mutex<Open>,
-    /// Told whenever a connection has ended.
+    /// Told whenever a connection was let in.
     admitted: Notify,
+    /// Told whenever a connection has ended.
     ended: Notify,
     gauge: IntGauge,
 }

@@ -28,7 +28,7 @@ const PAGES_MIN: i64 = 100;
 /// So many times the log's bound, which only a long read leaves, are the thread's alone: requests would wait for it.
 const MUCH: i64 = 2;
 /// How long the log may grow before it is looked at again: some commits, of ten pages each. SQLite compiles that question anew each time, which takes
-/// as long as to insert an event.
+/// longer than to insert an event.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Ends its thread when dropped, once a round under way is over.

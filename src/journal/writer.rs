@@ -93,7 +93,7 @@ struct Writer {
 pub(super) struct Group {
     #[expect(
         clippy::vec_box,
-        reason = "as they came: each is of four hundred bytes, and a vector of those is copied as it grows"
+        reason = "as they came: each is of two hundred bytes and more, and a vector of those is copied as it grows"
     )]
     pub appends: Vec<Box<Append>>,
     pub progress: Vec<(Arc<Progress>, ProgressReply)>,

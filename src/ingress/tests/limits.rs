@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use super::*;
+use crate::ingress::TICK;
 use crate::ingress::registry::{Order, Phase};
 
 const DEADLINE: Duration = Duration::from_millis(400);
@@ -19,6 +20,15 @@ async fn a_head_that_is_not_complete_at_the_deadline_is_closed_without_an_answer
     let mut peer = relay.connect().await;
     peer.send(post("{}")).await;
     assert_eq!(peer.answer().await.status, 200);
+    peer.send("POST ").await;
+    assert!(peer.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn who_comes_after_nobody_was_there_is_watched_too() {
+    let relay = start(|limits| limits.deadline = DEADLINE).await;
+    tokio::time::sleep(TICK * 2).await; // That nobody was there for a while is what is tested.
+    let mut peer = relay.connect().await;
     peer.send("POST ").await;
     assert!(peer.rest().await.is_empty());
 }
