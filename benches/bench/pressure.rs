@@ -53,8 +53,13 @@ pub fn measure(stage: &mut Stage) -> Result<Vec<Group>, String> {
     Ok(vec![group])
 }
 
+/// Of a scene: long enough for a broker to stop and start, and for what piles up slowly to show.
+fn length(stage: &Stage) -> Duration {
+    Duration::from_secs((3 * stage.arguments.seconds).max(6))
+}
+
 fn scenes(stage: &mut Stage) -> Result<Vec<Scene>, String> {
-    let seconds = stage.arguments.seconds as f64;
+    let seconds = length(stage).as_secs_f64();
     let journal = stage.folder().join("pressure/journal/journal.db");
     let brokers = stage.brokers()?;
     let (kafka, rabbitmq) = (brokers.section("kafka"), brokers.section("rabbitmq"));
@@ -133,8 +138,7 @@ fn play(stage: &mut Stage, scene: Scene, rate: f64) -> Result<Vec<(&'static str,
         (scene.disturb)()
     });
     let pending = if scene.pending { stage.arguments.pending as f64 } else { 0.0 };
-    let length = Duration::from_secs(stage.arguments.seconds.max(6));
-    let load = Load { length: Until::Passed(length), ..usual };
+    let load = Load { length: Until::Passed(length(stage)), ..usual };
     let before = relay.published()?;
     let outcome = load::offer(relay.public, pid, load, rate)?;
     let after = relay.published()?;

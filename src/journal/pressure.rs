@@ -6,13 +6,17 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A request that waited so long for its receipt, of the two seconds that it has, shows that processors or disk are short: a commit and a
-/// checkpoint take a few milliseconds.
-const LONG: Duration = Duration::from_millis(20);
+/// A request that waited so long for its receipt, of the two seconds that it has, shows that processors or disk are short, also where a sync takes
+/// some ten milliseconds.
+const LONG: Duration = Duration::from_millis(100);
 /// The part of the time in which the writer, through whose hands every request goes, was ready to run and got no processor. On two processors that
 /// relay and load share, it is 0.1 to 0.2 while all is answered in milliseconds, and over 0.5 once requests queue up (docs/performance.md).
 const SOME: f64 = 0.3;
 const MUCH: f64 = 0.5;
+/// Events in a commit, on average, below which that is no matter: with so few under way none waits long, and senders that send as fast as they
+/// are answered would go short for ever and keep a backlog from ending. It is under 10 while all is answered in milliseconds, and 50 to 120
+/// once 512 connections wait (docs/performance.md).
+const MANY: usize = 16;
 /// The least time over which that is told. Over 20 ms a single read of an output's, and what the broker makes of it, would show already.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// For how long it is believed: a little longer than to the next look.
@@ -52,6 +56,9 @@ impl Pressure {
 /// The writer's, on its own thread.
 pub(super) struct Gauge {
     turns: Option<Turns>,
+    /// Since the last look at those.
+    commits: usize,
+    events: usize,
 }
 
 /// What Linux counts of a thread: how long it was ready to run and did not. Elsewhere only the requests' own waiting tells.
@@ -69,18 +76,22 @@ impl Gauge {
             let waited = waited(&file)?;
             Some(Turns { file, looked_at: Instant::now(), waited })
         };
-        Self { turns: turns() }
+        Self { turns: turns(), commits: 0, events: 0 }
     }
 
-    /// After a commit whose first request has waited since `oldest`.
-    pub fn look(&mut self, oldest: Instant, room_is_short: bool, pressure: &Pressure) {
-        let is_late = oldest.elapsed() >= LONG;
+    /// After a commit of so many events, the first of which has waited since `oldest`.
+    pub fn look(&mut self, events: usize, oldest: Instant, room_is_short: bool, pressure: &Pressure) {
+        (self.commits, self.events) = (self.commits + 1, self.events + events);
         let part = self.turns.as_mut().and_then(Turns::part_without);
+        let are_many = self.events >= MANY * self.commits;
+        if part.is_some() {
+            (self.commits, self.events) = (0, 0);
+        }
         let felt = match part {
             _ if room_is_short => Felt::Hurry,
-            _ if is_late => Felt::Much,
-            Some(part) if part >= MUCH => Felt::Much,
-            Some(part) if part >= SOME => pressure.felt().max(Felt::Some),
+            _ if oldest.elapsed() >= LONG => Felt::Much,
+            Some(part) if are_many && part >= MUCH => Felt::Much,
+            Some(part) if are_many && part >= SOME => pressure.felt().max(Felt::Some),
             Some(_) | None => return,
         };
         pressure.set(Instant::now(), felt);
@@ -116,13 +127,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_is_ready_and_gets_no_processor_goes_short() {
+    fn requests_go_short_where_processors_do_and_many_are_under_way() {
         let done = AtomicBool::new(false);
         let others = 4 * std::thread::available_parallelism().unwrap().get();
         std::thread::scope(|scope| {
-            let Some(mut turns) = Gauge::new().turns else {
+            let (mut gauge, pressure) = (Gauge::new(), Pressure::default());
+            let (mut with_few, pressure_with_few) = (Gauge::new(), Pressure::default());
+            if gauge.turns.is_none() {
                 return eprintln!("skipped: this kernel does not say how long a thread waits");
-            };
+            }
             for _ in 0..others {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
@@ -131,9 +144,26 @@ mod tests {
                 });
             }
             let until = Instant::now() + Duration::from_secs(30);
-            while turns.part_without().is_none_or(|part| part < MUCH) && Instant::now() < until {}
+            while pressure.felt() != Felt::Much && Instant::now() < until {
+                with_few.look(MANY - 1, Instant::now(), false, &pressure_with_few);
+                gauge.look(MANY, Instant::now(), false, &pressure);
+            }
             done.store(true, Ordering::Relaxed);
-            assert!(Instant::now() < until, "it waited {:?} in all", turns.waited);
+            assert!(Instant::now() < until, "it waited {:?} in all", gauge.turns.map(|turns| turns.waited));
+            assert_eq!(pressure_with_few.felt(), Felt::Nothing);
         });
+    }
+
+    #[test]
+    fn a_request_that_waits_long_shows_it_alone_unless_room_is_short() {
+        let long_ago = Instant::now() - LONG;
+        let felt = |oldest, room_is_short| {
+            let (mut gauge, pressure) = (Gauge::new(), Pressure::default());
+            gauge.look(1, oldest, room_is_short, &pressure);
+            pressure.felt()
+        };
+        assert_eq!(felt(Instant::now(), false), Felt::Nothing);
+        assert_eq!(felt(long_ago, false), Felt::Much);
+        assert_eq!(felt(long_ago, true), Felt::Hurry);
     }
 }

@@ -6,34 +6,26 @@ use crate::journal::Felt;
 
 /// Of a read that is followed by a rest: small ones disturb less than a few large ones.
 const EVENTS: usize = 128;
-/// The first rest once requests go short, and the longest: from 12,800 events a second to 2,500.
+/// The first rest once requests go short, and the longest: from 12,800 events a second to 1,280. That much leaves
+/// however long they go short: answers go first, and a backlog waits in the journal until they do not, or until its room is short.
 const FIRST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_millis(100);
 /// Shorter ones are none: 128,000 events a second are more than a broker takes.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// How often the rest may double: for so long the journal's word counts, and one word doubles it once.
 const GROWS_EVERY: Duration = Duration::from_millis(150);
 /// How often it may shrink by a third. What is taken up too fast takes the processors away again before that is told.
 const SHRINKS_EVERY: Duration = Duration::from_millis(250);
-/// So long it rests while requests go short: a burst of them goes first. What lasts longer is how things stand, a neighbour on the machine perhaps, and
-/// then events have to leave all the same.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The part of the time without need that is given back to the patience.
-const RECOVERS: u32 = 4;
-
-/// The rest between two reads grows while requests go short, and shrinks slowly when they do not, or have for long: so publishing takes what they
-/// leave.
+/// The rest between two reads grows while requests go short, and shrinks slowly when they do not: so publishing takes what they leave.
 pub(in crate::publish) struct Pace {
     read_at: Instant,
     rest: Duration,
     changed_at: Instant,
-    /// Of the patience.
-    spent: Duration,
 }
 
 impl Pace {
     pub fn new(now: Instant) -> Self {
-        Self { read_at: now, rest: Duration::ZERO, changed_at: now, spent: Duration::ZERO }
+        Self { read_at: now, rest: Duration::ZERO, changed_at: now }
     }
 
     /// When the journal may be read again, if not now.
@@ -48,17 +40,12 @@ impl Pace {
 
     /// It is read now, while requests go short or do not. Says how many events, of at most so many.
     pub fn read(&mut self, now: Instant, pressure: Felt, events_max: usize) -> usize {
-        let passed = now.duration_since(self.read_at);
         self.read_at = now;
-        self.spent = match pressure {
-            Felt::Hurry | Felt::Nothing => self.spent.saturating_sub(passed / RECOVERS),
-            Felt::Some | Felt::Much => self.spent + self.rest,
-        };
         let rest = match pressure {
             Felt::Hurry => Duration::ZERO,
-            Felt::Some if self.spent < PATIENCE => self.rest,
-            Felt::Much if self.spent < PATIENCE => self.grown(now),
-            Felt::Nothing | Felt::Some | Felt::Much => self.shrunk(now),
+            Felt::Nothing => self.shrunk(now),
+            Felt::Some => self.rest,
+            Felt::Much => self.grown(now),
         };
         if rest != self.rest {
             (self.rest, self.changed_at) = (rest, now);
@@ -104,33 +91,23 @@ mod tests {
         assert_eq!(rests(Felt::Nothing, 500), [0]);
         assert_eq!(rests(Felt::Some, 500), [0]);
         assert_eq!(rests(Felt::Much, 149), [10], "one word of the journal's counts once");
-        assert_eq!(rests(Felt::Much, 500), [20, 40, 50]);
-        assert_eq!(rests(Felt::Some, 500), [50], "it is in time, and would not be with more beside it");
-        assert_eq!(rests(Felt::Nothing, 200), [33]);
-        assert_eq!(rests(Felt::Nothing, 4_000), [33, 22, 14, 9, 6, 4, 2, 1, 0], "and then as it likes");
+        assert_eq!(rests(Felt::Much, 600), [20, 40, 80, 100]);
+        assert_eq!(rests(Felt::Some, 500), [100], "it is in time, and would not be with more beside it");
+        assert_eq!(rests(Felt::Nothing, 200), [66]);
+        assert_eq!(rests(Felt::Nothing, 4_000), [66, 44, 29, 19, 13, 8, 5, 3, 2, 1, 0], "and then as it likes");
         rests(Felt::Much, 1_000);
         assert_eq!(rests(Felt::Hurry, 10), [0], "at once, where publishing goes first");
     }
 
     #[test]
-    fn it_does_not_rest_for_ever() {
-        let mut now = Instant::now();
-        let mut pace = Pace::new(now);
-        let mut rested_within = |pressure, seconds: u64| {
-            let (mut rested, until) = (Duration::ZERO, now + Duration::from_secs(seconds));
-            while now < until {
-                pace.read(now, pressure, 512);
-                rested += pace.rest();
-                now += pace.rest() + MILLISECOND;
-            }
-            rested
-        };
-        let all = rested_within(Felt::Much, 60);
-        let little = PATIENCE / 4; // On the way back to its pace.
-        assert!((PATIENCE..PATIENCE + little).contains(&all), "{all:?}");
-        assert_eq!(rested_within(Felt::Much, 60), Duration::ZERO, "nor again, as long as it lasts");
-        rested_within(Felt::Nothing, 5 * PATIENCE.as_secs());
-        assert!(rested_within(Felt::Much, 60) >= PATIENCE, "but afterwards");
+    fn some_events_leave_however_long_requests_go_short() {
+        let began = Instant::now();
+        let (mut pace, mut now, mut read) = (Pace::new(began), began, 0);
+        while now < began + Duration::from_secs(600) {
+            read += pace.read(now, Felt::Much, 512);
+            now = pace.rests_until(now).unwrap();
+        }
+        assert!((1_280..1_300).contains(&(read / 600)), "{read} in ten minutes");
     }
 
     #[test]
