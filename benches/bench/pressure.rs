@@ -92,7 +92,8 @@ fn scenes(stage: &mut Stage) -> Result<Vec<Scene>, String> {
     scenes.push(pending("a backlog drains into Kafka", &kafka));
     scenes.push(pending("a backlog drains into RabbitMQ", &rabbitmq));
     scenes.push(Scene { journal: SHORT, ..scene("retention deletes", "[outputs.console]\n", nothing()) });
-    let hold = Box::new(move || hold(&journal, seconds / 3.0));
+    let held = stage.arguments.seconds as f64 / 3.0; // A longer one makes a longer log.
+    let hold = Box::new(move || hold(&journal, held));
     scenes.push(scene("a long read, then a checkpoint of all since", &away(), hold));
     Ok(scenes)
 }

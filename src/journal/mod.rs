@@ -124,10 +124,28 @@ pub struct Journal {
     shared: Arc<Shared>,
 }
 
+/// Counts one as long as it lives: whose deadline passes is dropped.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What the writer shows to everybody.
 struct Shared {
     path: PathBuf,
     waiting: AtomicUsize,
+    /// Appends from their handing over until their tasks go on.
+    under_way: AtomicUsize,
     health: watch::Sender<Health>,
     pressure: Pressure,
     /// Since when the writer waits for the disk, while it does.
@@ -191,6 +209,7 @@ impl Journal {
         let shared = Arc::new(Shared {
             path: options.config.path.clone(),
             waiting: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
             pressure: Pressure::default(),
             health: watch::Sender::new(Health::Opening),
             at_disk_since: Mutex::default(),
@@ -214,6 +233,7 @@ impl Journal {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(AppendError::QueueFull);
         }
+        let _under_way = UnderWay::begin(&self.shared.under_way);
         let (reply, receipt) = oneshot::channel();
         let append = Message::Append(Box::new(Append { event, since: Instant::now(), reply }));
         if self.queue.send(append).is_err() {

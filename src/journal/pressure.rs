@@ -6,16 +6,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A request that waited so long for its receipt, of the two seconds that it has, shows that processors or disk are short, also where a sync takes
-/// some ten milliseconds.
-const LONG: Duration = Duration::from_millis(100);
+/// A request that waited so long for its receipt, a tenth of the two seconds that it has, shows that processors or disk are short, also where a
+/// sync takes some ten milliseconds.
+const LONG: Duration = Duration::from_millis(200);
 /// The part of the time in which the writer, through whose hands every request goes, was ready to run and got no processor. On two processors that
 /// relay and load share, it is 0.1 to 0.2 while all is answered in milliseconds, and over 0.5 once requests queue up (docs/performance.md).
 const SOME: f64 = 0.3;
 const MUCH: f64 = 0.5;
-/// Events in a commit, on average, below which that is no matter: with so few under way none waits long, and senders that send as fast as they
-/// are answered would go short for ever and keep a backlog from ending. It is under 10 while all is answered in milliseconds, and 50 to 120
-/// once 512 connections wait (docs/performance.md).
+/// Requests that wait for the journal, or for a processor after it, on average: with fewer that is no matter, since none waits long. And where
+/// few senders send as fast as they are answered, processors are always short, and a backlog would never end.
 const MANY: usize = 16;
 /// The least time over which that is told. Over 20 ms a single read of an output's, and what the broker makes of it, would show already.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -25,7 +24,7 @@ const FOR: Duration = Duration::from_millis(150);
 /// How short requests go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Felt {
-    /// They are not to be spared: room is short, and comes back by publishing alone.
+    /// They are not to be spared: room is short, and comes back by publishing.
     Hurry,
     Nothing,
     /// They are answered in time, and would not be with much more beside them.
@@ -58,7 +57,8 @@ pub(super) struct Gauge {
     turns: Option<Turns>,
     /// Since the last look at those.
     commits: usize,
-    events: usize,
+    /// The sum of how many requests were under way at each.
+    under_way: usize,
 }
 
 /// What Linux counts of a thread: how long it was ready to run and did not. Elsewhere only the requests' own waiting tells.
@@ -76,22 +76,22 @@ impl Gauge {
             let waited = waited(&file)?;
             Some(Turns { file, looked_at: Instant::now(), waited })
         };
-        Self { turns: turns(), commits: 0, events: 0 }
+        Self { turns: turns(), commits: 0, under_way: 0 }
     }
 
-    /// After a commit of so many events, the first of which has waited since `oldest`.
-    pub fn look(&mut self, events: usize, oldest: Instant, room_is_short: bool, pressure: &Pressure) {
-        (self.commits, self.events) = (self.commits + 1, self.events + events);
+    /// After a commit whose first request has waited since `oldest`, with so many under way.
+    pub fn look(&mut self, oldest: Instant, under_way: usize, room_is_short: bool, pressure: &Pressure) {
+        (self.commits, self.under_way) = (self.commits + 1, self.under_way + under_way);
         let part = self.turns.as_mut().and_then(Turns::part_without);
-        let are_many = self.events >= MANY * self.commits;
+        let are_many = self.under_way >= MANY * self.commits;
         if part.is_some() {
-            (self.commits, self.events) = (0, 0);
+            (self.commits, self.under_way) = (0, 0);
         }
         let felt = match part {
             _ if room_is_short => Felt::Hurry,
             _ if oldest.elapsed() >= LONG => Felt::Much,
             Some(part) if are_many && part >= MUCH => Felt::Much,
-            Some(part) if are_many && part >= SOME => pressure.felt().max(Felt::Some),
+            Some(part) if are_many && part >= SOME => Felt::Some,
             Some(_) | None => return,
         };
         pressure.set(Instant::now(), felt);
@@ -131,8 +131,8 @@ mod tests {
         let done = AtomicBool::new(false);
         let others = 4 * std::thread::available_parallelism().unwrap().get();
         std::thread::scope(|scope| {
-            let (mut gauge, pressure) = (Gauge::new(), Pressure::default());
             let (mut with_few, pressure_with_few) = (Gauge::new(), Pressure::default());
+            let (mut gauge, pressure) = (Gauge::new(), Pressure::default());
             if gauge.turns.is_none() {
                 return eprintln!("skipped: this kernel does not say how long a thread waits");
             }
@@ -145,8 +145,8 @@ mod tests {
             }
             let until = Instant::now() + Duration::from_secs(30);
             while pressure.felt() != Felt::Much && Instant::now() < until {
-                with_few.look(MANY - 1, Instant::now(), false, &pressure_with_few);
-                gauge.look(MANY, Instant::now(), false, &pressure);
+                with_few.look(until, MANY - 1, false, &pressure_with_few); // Always looks before the other does.
+                gauge.look(until, MANY, false, &pressure);
             }
             done.store(true, Ordering::Relaxed);
             assert!(Instant::now() < until, "it waited {:?} in all", gauge.turns.map(|turns| turns.waited));
@@ -156,14 +156,14 @@ mod tests {
 
     #[test]
     fn a_request_that_waits_long_shows_it_alone_unless_room_is_short() {
-        let long_ago = Instant::now() - LONG;
         let felt = |oldest, room_is_short| {
             let (mut gauge, pressure) = (Gauge::new(), Pressure::default());
-            gauge.look(1, oldest, room_is_short, &pressure);
+            gauge.look(oldest, 1, room_is_short, &pressure);
             pressure.felt()
         };
-        assert_eq!(felt(Instant::now(), false), Felt::Nothing);
-        assert_eq!(felt(long_ago, false), Felt::Much);
-        assert_eq!(felt(long_ago, true), Felt::Hurry);
+        let now = Instant::now();
+        assert_eq!(felt(now + LONG, false), Felt::Nothing);
+        assert_eq!(felt(now - LONG, false), Felt::Much);
+        assert_eq!(felt(now - LONG, true), Felt::Hurry);
     }
 }

@@ -134,8 +134,8 @@ impl Writer {
                     match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
                         Ok(outcome) => {
                             if let Some(oldest) = group.appends.first() {
-                                let events = group.appends.len();
-                                gauge.look(events, oldest.since, db.room.pressure, &self.shared.pressure);
+                                let under_way = self.shared.under_way.load(Ordering::Relaxed);
+                                gauge.look(oldest.since, under_way, db.room.urgent, &self.shared.pressure);
                             }
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                             // Behind the answers: what was committed stands, whatever becomes of this.

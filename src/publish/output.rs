@@ -210,13 +210,12 @@ impl Output {
         }
     }
 
-    /// Moves everything on that can be: rows and new events into lanes, lanes' records into the sink. True if anything moved.
+    /// Moves everything on that can be: rows and new events into lanes, lanes' records and replays into the sink. True if anything moved.
     fn advance(&mut self, now: Instant) -> bool {
         let mut worked = false;
         if self.read_again_at.is_none_or(|at| now >= at) {
             self.read_again_at = None;
-            let read = self.read_rows(now).and_then(|rows| Ok(rows | self.read_on(now)?));
-            match read {
+            match self.read(now) {
                 Ok(any) => {
                     self.cannot_read = false;
                     worked |= any;
@@ -234,7 +233,6 @@ impl Output {
         for lane in 0..self.lanes.len() {
             worked |= self.send(lane, now);
         }
-        worked |= self.replay(now);
         worked
     }
 

@@ -11,8 +11,7 @@ use super::output::{Output, record};
 use super::{Disposition, Place, PublishError};
 use crate::journal::{Outcome, Read, Stored};
 
-/// Events that are on their way again at once, at the most.
-const BATCH_EVENTS: usize = 512;
+/// Of events that are on their way again at once, at the most.
 const BATCH_BYTES: usize = 2 << 20;
 /// How often rows of replays are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -40,14 +39,14 @@ impl Replays {
 }
 
 impl Output {
-    /// Sends a batch of replays, if none is on its way and rows of some are there. True if any were sent.
-    pub(super) fn replay(&mut self, now: Instant) -> bool {
+    /// Sends a batch of at most so many replays, if none is on its way and rows of some are there. True if any were sent.
+    pub(super) fn replay(&mut self, now: Instant, most: usize) -> bool {
         let replays = &self.replays;
         let waits = replays.not_before.is_some_and(|at| now < at) || self.books.kept() < replays.told_in;
         if waits || !replays.open.is_empty() || !self.connected || self.stop.borrow().is_some() {
             return false;
         }
-        let Ok(reads) = self.reader.to_replay(self.number, replays.position, BATCH_EVENTS, BATCH_BYTES) else {
+        let Ok(reads) = self.reader.to_replay(self.number, replays.position, most, BATCH_BYTES) else {
             self.replays.not_before = Some(now + LOOK_EVERY);
             return false;
         };

@@ -13,21 +13,27 @@ use crate::clock;
 use crate::journal::{Felt, Read};
 
 impl Output {
+    /// Reads what there is, as much as requests leave time for: held events of lanes that can go on, new ones, and what is to be sent again.
+    pub(super) fn read(&mut self, now: Instant) -> rusqlite::Result<bool> {
+        let is_stopping = self.stop.borrow().is_some(); // Then nobody is left to be spared.
+        let pressure = if is_stopping { Felt::Hurry } else { self.journal.pressure() };
+        let most = self.pace.may_read(now, pressure, READ_EVENTS);
+        self.rests_until = most.err();
+        let Ok(most) = most else { return Ok(false) };
+        let has_read = self.read_rows(now, most)? | self.read_on(most)? | self.replay(now, most);
+        if has_read {
+            self.series.rests.inc_by(self.pace.has_read(now).as_secs_f64());
+        }
+        Ok(has_read)
+    }
+
     /// Reads the next events of the journal, if none are waiting to be distributed.
-    pub(super) fn read_on(&mut self, now: Instant) -> rusqlite::Result<bool> {
+    fn read_on(&mut self, most: usize) -> rusqlite::Result<bool> {
         if !self.ahead.is_empty() || !self.has_room() || self.window.len() >= WINDOW_MAX || !self.books.has_room() {
             return Ok(false);
         }
         let Some((after, through)) = self.row.owed_after(self.read_through) else { return Ok(false) };
-        self.rests_until = self.pace.rests_until(now);
-        if self.rests_until.is_some() {
-            return Ok(false);
-        }
-        self.series.rests.inc_by(self.pace.rest().as_secs_f64());
-        let most = READ_EVENTS.min(WINDOW_MAX - self.window.len());
-        let is_stopping = self.stop.borrow().is_some(); // Then nobody is left to be spared.
-        let pressure = if is_stopping { Felt::Hurry } else { self.journal.pressure() };
-        let most = self.pace.read(now, pressure, most);
+        let most = most.min(WINDOW_MAX - self.window.len());
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
         let reads = self.reader.events(after, through, most, READ_BYTES)?;
@@ -104,7 +110,7 @@ impl Output {
     }
 
     /// Fetches held events of lanes that can go on.
-    pub(super) fn read_rows(&mut self, now: Instant) -> rusqlite::Result<bool> {
+    fn read_rows(&mut self, now: Instant, most: usize) -> rusqlite::Result<bool> {
         let mut worked = false;
         for lane in &mut self.lanes {
             if !lane.wants_rows(now, self.books.kept())
@@ -113,7 +119,7 @@ impl Output {
             {
                 continue;
             }
-            let wanted = lane.rows_wanted();
+            let wanted = lane.rows_wanted().min(most);
             let span = (lane.taken_through, self.walked_through);
             let reads = self.reader.held(self.number, &lane.topic, span, wanted, READ_BYTES)?;
             if reads.is_empty() && lane.rows_in <= self.books.kept() {
