@@ -118,7 +118,7 @@ async fn while_requests_wait_the_journal_is_read_less_often_for_replays_too() {
     let folder = tempfile::tempdir().unwrap();
     let (journal, writer) = journal(folder.path()).await;
     take_in(&journal, &["one"]).await;
-    let (mut output, _) = output(&journal, encode(|_| {}));
+    let (mut output, _payloads) = output(&journal, encode(|_| {}));
     output.stop = watch::channel(None).1;
     let now = Instant::now();
     journal.press_for_test();
