@@ -6,8 +6,9 @@ use crate::journal::Felt;
 
 /// Of a read that is followed by a rest: small ones disturb less than a few large ones.
 const EVENTS: usize = 128;
-/// The first rest once requests go short, and the longest: from 12,800 events a second to 1,280, less where a read's bytes
-/// are fewer. So many leave however long they go short: answers go first, and a backlog waits in the journal until they do not, or its room is short.
+/// The first rest once requests go short, and the longest: from 12,800 events a second to 1,280, fewer where they are
+/// larger than 16 KiB, since a read's bytes are bounded too. So many leave however long requests go short: answers go first, and a backlog waits in
+/// the journal until they do not, or until its room is short.
 const FIRST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_millis(100);
 /// Shorter ones are none: 128,000 events a second are more than a broker takes.
