@@ -25,6 +25,11 @@ fn a_fatal_error_of_librdkafka_costs_a_producer_and_no_event() {
 }
 
 #[test]
+fn a_kafka_that_is_fenced_again_and_again_leaves_no_output_without_a_broker() {
+    troubles::fenced("fenced");
+}
+
+#[test]
 fn a_missing_exchange_and_one_of_another_type_hold_events() {
     troubles::exchange_gone_and_of_another_type("exchange");
 }

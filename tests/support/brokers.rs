@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaResult;
 use tempfile::TempDir;
 
-use super::{Answer, Client, succeed};
+use super::{Answer, Client, succeed, wait_until};
 
 /// Long enough for the first run on a slow machine, which fetches Kafka.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -74,6 +75,15 @@ impl Brokers {
         self.run("start-one", &[broker]);
     }
 
+    /// Starts Kafka anew with further lines of `server.properties`, which win over those before them.
+    pub fn restart_kafka_with(&self, properties: &[&str]) {
+        self.stop_one("kafka");
+        let mut file = fs::OpenOptions::new().append(true).open(self.folder.path().join("kafka/server.properties"));
+        let file = file.as_mut().expect("Kafka's properties can be written");
+        properties.iter().for_each(|line| writeln!(file, "{line}").expect("Kafka's properties can be written"));
+        self.start_one("kafka");
+    }
+
     /// The process of one of them, to be signalled.
     pub fn pid(&self, broker: &str) -> u32 {
         let path = self.folder.path().join(broker).join("pid");
@@ -85,11 +95,10 @@ impl Brokers {
         self.run("rabbitmqctl", args)
     }
 
-    /// Makes topics with so many partitions each, by librdkafka's own admin client.
+    /// Makes topics with so many partitions each, by librdkafka's own admin client, and returns once Kafka tells clients of them.
     pub fn create_topics(&self, topics: &[&str], partitions: i32) {
         let new = topics.iter().map(|topic| NewTopic::new(topic, partitions, TopicReplication::Fixed(1)));
-        let new: Vec<NewTopic> = new.collect();
-        self.admin(async |admin| admin.create_topics(&new, &AdminOptions::new()).await);
+        self.create(topics, &new.collect::<Vec<_>>());
     }
 
     /// As [`Brokers::create_topics`], with settings of the topic: `("max.message.bytes", "2000")`.
@@ -99,8 +108,21 @@ impl Brokers {
 
     pub fn create_replicated_topic(&self, topic: &str, partitions: i32, replicas: i32, settings: &[(&str, &str)]) {
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
-        let new = settings.iter().fold(new, |topic, (name, value)| topic.set(name, value));
-        self.admin(async |admin| admin.create_topics([&new], &AdminOptions::new()).await);
+        self.create(&[topic], &[settings.iter().fold(new, |topic, (name, value)| topic.set(name, value))]);
+    }
+
+    fn create(&self, topics: &[&str], new: &[NewTopic]) {
+        self.admin(async |admin| {
+            let results = admin.create_topics(new, &AdminOptions::new()).await;
+            // A broker says so before it knows of them itself: `CreateTopicsResult` in the API of Kafka's own client has it as "several seconds".
+            wait_until("Kafka to know its new topics", LIMIT, || {
+                topics.iter().all(|topic| {
+                    let told = admin.inner().fetch_metadata(Some(topic), LIMIT).expect("Kafka answers");
+                    told.topics()[0].error().is_none()
+                })
+            });
+            results
+        });
     }
 
     /// Changes one setting of a topic.

@@ -3,7 +3,7 @@
     scripts/python tests/tools/read_kafka.py --brokers 127.0.0.1:9092 [--count N] [--wait SECONDS] TOPIC…
 
 Reads to the end of every partition as it is now. With --count it goes on until there are at least N messages, and then to the end, so that one
-too many shows. Exits 1, after printing what there is, if N did not come within --wait seconds (30), or if a topic does not exist.
+too many shows. Exits 1, after printing what there is, if N did not come, or a topic was not there, within --wait seconds (30).
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main():
     consumer = Consumer({"bootstrap.servers": options.brokers, "group.id": "reader", "enable.auto.commit": False,
                          "enable.partition.eof": True, "fetch.wait.max.ms": 50, "receive.message.max.bytes": 200_000_000})
     deadline = time.monotonic() + options.wait
-    partitions = [(topic, partition) for topic in options.topics for partition in partitions_of(consumer, topic)]
+    partitions = [(topic, partition) for topic in options.topics for partition in partitions_of(consumer, topic, deadline)]
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for topic, partition in partitions])
     unfinished, count = set(partitions), 0
     while unfinished or count < options.count:
@@ -48,10 +48,12 @@ def main():
     consumer.close()
 
 
-def partitions_of(consumer, topic):
-    metadata = consumer.list_topics(topic, timeout=10).topics[topic]
-    if metadata.error is not None:
-        sys.exit(f"read_kafka: {topic}: {metadata.error}")
+def partitions_of(consumer, topic, deadline):
+    while (metadata := consumer.list_topics(topic, timeout=10).topics[topic]).error is not None:
+        # Of a new topic, a broker hears a little after the controller has made it.
+        if time.monotonic() > deadline or metadata.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            sys.exit(f"read_kafka: {topic}: {metadata.error}")
+        time.sleep(0.05)
     return sorted(metadata.partitions)
 
 

@@ -13,6 +13,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use tracing::warn;
 
+use super::health::{Brokers, Stranding};
 use super::{Producer, Role, Shared, faults, health, oauth, settings};
 use crate::clock;
 use crate::config::{self, KafkaSecurity};
@@ -26,6 +27,7 @@ pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> 
         shared: Arc::clone(shared),
         role,
         failed: AtomicBool::new(false),
+        stranding: Stranding::default(),
         calls: AtomicU64::new(0),
         producer: OnceLock::new(),
     };
@@ -43,6 +45,8 @@ pub(super) struct Context {
     role: Role,
     /// The producer failed for good.
     pub failed: AtomicBool,
+    /// Whether it has any broker left.
+    pub stranding: Stranding,
     /// Counts what librdkafka calls back, which tells whether a look into its queue found anything.
     pub calls: AtomicU64,
     /// The producer whose context this is.
@@ -139,11 +143,12 @@ impl ClientContext for Context {
 
     fn stats_raw(&self, statistics: &[u8]) {
         self.calls.fetch_add(1, Ordering::Relaxed);
+        let Some(brokers) = Brokers::seen_in(statistics) else { return };
+        self.stranding.seen(brokers);
         if self.role != Role::Main {
             return;
         }
-        let Some(any_up) = health::any_broker_up(statistics) else { return };
-        let change = self.shared.state().health.seen(any_up);
+        let change = self.shared.state().health.seen(brokers == Brokers::Up);
         if let Some(change) = change {
             self.tell(change);
         }

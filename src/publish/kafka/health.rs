@@ -1,6 +1,7 @@
 //! Whether a broker can be reached, from librdkafka's signs: its statistics, its errors, and deliveries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 use serde::Deserialize;
@@ -10,6 +11,9 @@ use crate::publish::{PublishError, Report};
 /// Statistics in a row without a connection that make an outage: 1.5 s. One alone is nothing, since brokers close idle connections and librdkafka
 /// opens the next one within a second.
 const ABSENCES_MAX: u32 = 3;
+/// Statistics in a row that show no broker at all after which a producer counts as stranded: 3 s. librdkafka adds the ones it began with again as
+/// soon as it has none left.
+const DESERTIONS_MAX: u32 = 6;
 /// Characters of librdkafka's own words that go into a detail.
 const WORDS_MAX: usize = 300;
 
@@ -42,11 +46,51 @@ struct Broker {
     source: String,
 }
 
-/// Whether statistics show a broker that is connected and let us in. librdkafka's internal broker is always up and does not count.
-/// `None` for what is not statistics.
-pub fn any_broker_up(statistics: &[u8]) -> Option<bool> {
-    let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
-    Some(statistics.brokers.values().any(|broker| broker.state == "UP" && broker.source != "internal"))
+/// What statistics show of the brokers. librdkafka's internal one is always up and does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Brokers {
+    /// One is connected and let us in.
+    Up,
+    /// librdkafka tries to reach those it knows.
+    Away,
+    /// librdkafka knows none, and so tries nothing.
+    None,
+}
+
+impl Brokers {
+    /// `None` for what is not statistics.
+    pub fn seen_in(statistics: &[u8]) -> Option<Self> {
+        let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
+        let real = statistics.brokers.values().filter(|broker| broker.source != "internal");
+        Some(match real.map(|broker| broker.state == "UP").max() {
+            Some(true) => Self::Up,
+            Some(false) => Self::Away,
+            None => Self::None,
+        })
+    }
+}
+
+/// Sees a producer that will never connect again. A cluster that answers a question for topics without naming a broker, as one does whose brokers
+/// are all fenced for a moment, has librdkafka (2.10 to at least 2.13) remove every broker it knows; now and then it then removes those that it
+/// has just added again, too, and is left with none for good: https://github.com/confluentinc/librdkafka/issues/5301.
+#[derive(Default)]
+pub struct Stranding {
+    desertions: AtomicU32,
+}
+
+impl Stranding {
+    pub const DETAIL: &str = "librdkafka has no broker left to try, as after an answer that named none; a new producer begins with `brokers`";
+
+    pub fn seen(&self, brokers: Brokers) {
+        match brokers {
+            Brokers::None => drop(self.desertions.fetch_add(1, Ordering::Relaxed)),
+            Brokers::Up | Brokers::Away => self.desertions.store(0, Ordering::Relaxed),
+        }
+    }
+
+    pub fn is_final(&self) -> bool {
+        self.desertions.load(Ordering::Relaxed) >= DESERTIONS_MAX
+    }
 }
 
 impl Health {
@@ -224,13 +268,34 @@ mod tests {
 
     #[test]
     fn statistics_show_who_is_up() {
-        let up = |text: &str| any_broker_up(text.as_bytes());
-        assert_eq!(up(r#"{"brokers":{"a":{"state":"UP","source":"learned"}}}"#), Some(true));
+        let seen = |text: &str| Brokers::seen_in(text.as_bytes());
+        assert_eq!(seen(r#"{"brokers":{"a":{"state":"UP","source":"learned"}}}"#), Some(Brokers::Up));
         assert_eq!(
-            up(r#"{"brokers":{"a":{"state":"UP","source":"internal"},"b":{"state":"TRY_CONNECT"}}}"#),
-            Some(false)
+            seen(r#"{"brokers":{"a":{"state":"DOWN","source":"learned"},"b":{"state":"UP","source":"learned"}}}"#),
+            Some(Brokers::Up)
         );
-        assert_eq!(up(r#"{"brokers":{}}"#), Some(false));
-        assert_eq!(up("no statistics"), None);
+        assert_eq!(
+            seen(r#"{"brokers":{"a":{"state":"UP","source":"internal"},"b":{"state":"TRY_CONNECT"}}}"#),
+            Some(Brokers::Away)
+        );
+        assert_eq!(seen(r#"{"brokers":{"a":{"state":"UP","source":"internal"}}}"#), Some(Brokers::None));
+        assert_eq!(seen(r#"{"brokers":{}}"#), Some(Brokers::None));
+        assert_eq!(seen("no statistics"), None);
+    }
+
+    #[test]
+    fn a_producer_is_stranded_once_it_has_had_no_broker_to_try_for_six_looks() {
+        let stranding = Stranding::default();
+        for _ in 0..2 {
+            for _ in 1..DESERTIONS_MAX {
+                stranding.seen(Brokers::None);
+            }
+            assert!(!stranding.is_final(), "the next look may show one that was added again");
+            stranding.seen(Brokers::Away);
+        }
+        for _ in 0..DESERTIONS_MAX {
+            stranding.seen(Brokers::None);
+        }
+        assert!(stranding.is_final());
     }
 }

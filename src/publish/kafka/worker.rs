@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::context::make;
 use super::files::Files;
-use super::health::Health;
+use super::health::{Health, Stranding};
 use super::{Producer, Role, Shared};
 use crate::config;
 use crate::publish::Report;
@@ -40,7 +40,7 @@ enum End {
     Stopped,
     /// A broker refused a record or topic for good, and the gapless guarantee stopped the producer before it sent anything later.
     Refusal,
-    /// librdkafka gave up for its own reasons, which were reported.
+    /// librdkafka gave up for its own reasons, which were reported, or has no broker left to try.
     Fault,
     /// A password or certificate file has another content, with which this next producer was made.
     Reload(Arc<Producer>),
@@ -114,7 +114,12 @@ impl Worker {
             if let Some(next) = self.reload(passed) {
                 return End::Reload(next);
             }
-            if !producer.client().context().failed.load(Ordering::Relaxed) {
+            let context = producer.client().context();
+            if context.stranding.is_final() {
+                self.lost(|health| health.unusable(Stranding::DETAIL.to_owned()));
+                return End::Fault;
+            }
+            if !context.failed.load(Ordering::Relaxed) {
                 continue;
             }
             match producer.client().fatal_error() {
