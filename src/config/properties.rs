@@ -39,7 +39,6 @@ const ALLOWED: &[(&str, Takes)] = &[
     ("message.copy.max.bytes", Number(0, 1_000_000_000)),
     ("metadata.max.age.ms", Number(1, 86_400_000)),
     ("metadata.recovery.rebootstrap.trigger.ms", Number(0, INT_MAX)),
-    ("metadata.recovery.strategy", OneOf(&["none", "rebootstrap"])),
     ("queue.buffering.backpressure.threshold", Number(1, 1_000_000)),
     ("receive.message.max.bytes", Number(1_000, INT_MAX)),
     ("reconnect.backoff.max.ms", Number(0, 3_600_000)),
@@ -54,7 +53,6 @@ const ALLOWED: &[(&str, Takes)] = &[
     ("socket.send.buffer.bytes", Number(0, 100_000_000)),
     ("socket.timeout.ms", Number(1_000, 300_000)),
     ("ssl.crl.location", Text),
-    ("statistics.interval.ms", Number(0, 86_400_000)),
     ("topic.metadata.propagation.max.ms", Number(0, 30_000)),
     ("topic.metadata.refresh.fast.interval.ms", Number(1, 60_000)),
     // Without the refresh (-1) a moved partition or a topic made late would not be seen.
@@ -95,6 +93,11 @@ const REFUSED: &[(&[&str], &str)] = &[
     (
         &["debug", "log_level", "log."],
         "librdkafka's messages may hold keys and content, and never reach the log; use `log.level` for the relay's own",
+    ),
+    (&["statistics.interval.ms"], "the relay learns from librdkafka's statistics whether a broker answers"),
+    (
+        &["metadata.recovery.strategy"],
+        "without `rebootstrap`, an output may lose every broker that it knows and find none again",
     ),
     (&["delivery.report.only.error", "dr_cb", "dr_msg_cb"], "the relay needs to hear of every event"),
     (

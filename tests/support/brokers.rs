@@ -14,6 +14,7 @@ use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication, TopicResult,
 };
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaResult;
 use tempfile::TempDir;
 
@@ -112,17 +113,15 @@ impl Brokers {
     }
 
     fn create(&self, topics: &[&str], new: &[NewTopic]) {
-        self.admin(async |admin| {
-            let results = admin.create_topics(new, &AdminOptions::new()).await;
-            // A broker says so before it knows of them itself: `CreateTopicsResult` in the API of Kafka's own client has it as "several seconds".
-            wait_until("Kafka to know its new topics", LIMIT, || {
-                topics.iter().all(|topic| {
-                    let told = admin.inner().fetch_metadata(Some(topic), LIMIT).expect("Kafka answers");
-                    told.topics()[0].error().is_none()
-                })
-            });
-            results
-        });
+        self.admin(async |admin| admin.create_topics(new, &AdminOptions::new()).await);
+        // A broker says so before it knows of them itself: `CreateTopicsResult` in the API of Kafka's own client has it as "several seconds".
+        let client: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", self.kafka()).create().expect("a client");
+        let is_known = |topic: &&str| {
+            let told = client.fetch_metadata(Some(topic), Duration::from_secs(5));
+            told.is_ok_and(|told| told.topics().iter().all(|topic| topic.error().is_none()))
+        };
+        wait_until("Kafka to know its new topics", LIMIT, || topics.iter().all(is_known));
     }
 
     /// Changes one setting of a topic.
@@ -156,7 +155,7 @@ impl Brokers {
     }
 
     /// Reads `topics` to their ends with the `confluent-kafka` client, once there are at least `count` messages in them: so one too many
-    /// shows. Each partition's messages are in order. Panics if `count` of them are not there within 60 s, or a topic does not exist.
+    /// shows. Each partition's messages are in order. Panics if `count` of them, or a topic, are not there within 60 s.
     pub fn read_kafka(&self, topics: &[&str], count: usize) -> Vec<Message> {
         read(reader("read_kafka.py", count).args(["--brokers", self.kafka()]).args(topics))
     }

@@ -11,8 +11,8 @@ use crate::publish::{PublishError, Report};
 /// Statistics in a row without a connection that make an outage: 1.5 s. One alone is nothing, since brokers close idle connections and librdkafka
 /// opens the next one within a second.
 const ABSENCES_MAX: u32 = 3;
-/// Statistics in a row that show no broker at all after which a producer counts as stranded: 3 s. librdkafka adds the ones it began with again as
-/// soon as it has none left.
+/// Statistics in a row that show no broker at all after which a producer counts as stranded: 3 s. A librdkafka that works adds the ones it began
+/// with again as soon as it has none left.
 const DESERTIONS_MAX: u32 = 6;
 /// Characters of librdkafka's own words that go into a detail.
 const WORDS_MAX: usize = 300;
@@ -46,15 +46,15 @@ struct Broker {
     source: String,
 }
 
-/// What statistics show of the brokers. librdkafka's internal one is always up and does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What statistics show of the brokers, the best last. librdkafka's internal one is always up and does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Brokers {
-    /// One is connected and let us in.
-    Up,
+    /// librdkafka knows none, and so tries nothing.
+    Unknown,
     /// librdkafka tries to reach those it knows.
     Away,
-    /// librdkafka knows none, and so tries nothing.
-    None,
+    /// One is connected and let us in.
+    Up,
 }
 
 impl Brokers {
@@ -62,29 +62,27 @@ impl Brokers {
     pub fn seen_in(statistics: &[u8]) -> Option<Self> {
         let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
         let real = statistics.brokers.values().filter(|broker| broker.source != "internal");
-        Some(match real.map(|broker| broker.state == "UP").max() {
-            Some(true) => Self::Up,
-            Some(false) => Self::Away,
-            None => Self::None,
-        })
+        let states = real.map(|broker| if broker.state == "UP" { Self::Up } else { Self::Away });
+        Some(states.max().unwrap_or(Self::Unknown))
     }
 }
 
 /// Sees a producer that will never connect again. A cluster that answers a question for topics without naming a broker, as one does whose brokers
-/// are all fenced for a moment, has librdkafka (2.10 to at least 2.13) remove every broker it knows; now and then it then removes those that it
-/// has just added again, too, and is left with none for good: https://github.com/confluentinc/librdkafka/issues/5301.
+/// are all fenced for a moment, has librdkafka remove every broker it knows. By its source, that answer may also cancel the order to begin again
+/// with those it was given, which it believes to be under way from then on. Seen here with 2.12.1; 2.13.0 has it too, 2.11.1 has not:
+/// https://github.com/confluentinc/librdkafka/issues/5301.
 #[derive(Default)]
 pub struct Stranding {
     desertions: AtomicU32,
 }
 
 impl Stranding {
-    pub const DETAIL: &str = "librdkafka has no broker left to try, as after an answer that named none; a new producer begins with `brokers`";
+    pub const DETAIL: &str = "librdkafka has no broker left to try: one answered without naming any, or none of `brokers` could be added; a new producer begins with those";
 
     pub fn seen(&self, brokers: Brokers) {
         match brokers {
-            Brokers::None => drop(self.desertions.fetch_add(1, Ordering::Relaxed)),
-            Brokers::Up | Brokers::Away => self.desertions.store(0, Ordering::Relaxed),
+            Brokers::Unknown => drop(self.desertions.fetch_add(1, Ordering::Relaxed)),
+            Brokers::Away | Brokers::Up => self.desertions.store(0, Ordering::Relaxed),
         }
     }
 
@@ -278,8 +276,8 @@ mod tests {
             seen(r#"{"brokers":{"a":{"state":"UP","source":"internal"},"b":{"state":"TRY_CONNECT"}}}"#),
             Some(Brokers::Away)
         );
-        assert_eq!(seen(r#"{"brokers":{"a":{"state":"UP","source":"internal"}}}"#), Some(Brokers::None));
-        assert_eq!(seen(r#"{"brokers":{}}"#), Some(Brokers::None));
+        assert_eq!(seen(r#"{"brokers":{"a":{"state":"UP","source":"internal"}}}"#), Some(Brokers::Unknown));
+        assert_eq!(seen(r#"{"brokers":{}}"#), Some(Brokers::Unknown));
         assert_eq!(seen("no statistics"), None);
     }
 
@@ -288,13 +286,13 @@ mod tests {
         let stranding = Stranding::default();
         for _ in 0..2 {
             for _ in 1..DESERTIONS_MAX {
-                stranding.seen(Brokers::None);
+                stranding.seen(Brokers::Unknown);
             }
             assert!(!stranding.is_final(), "the next look may show one that was added again");
             stranding.seen(Brokers::Away);
         }
         for _ in 0..DESERTIONS_MAX {
-            stranding.seen(Brokers::None);
+            stranding.seen(Brokers::Unknown);
         }
         assert!(stranding.is_final());
     }

@@ -20,7 +20,7 @@ const RECORD_MAX: u32 = 64 * 1024 * 1024;
 /// the broker's own default is 1 MiB. Smaller costs throughput: 128 KiB are some hundred records, and five such requests may be under way.
 pub const BATCH_BYTES: u32 = 128 * 1024;
 
-/// How often librdkafka tells the state of its connections. Three of them without a connection make an outage.
+/// How often librdkafka tells the state of its connections. `health` counts in these: an outage, and a producer that has no broker left.
 const STATISTICS_MS: u32 = 500;
 
 /// Bytes that one batch may have, with the operator's own properties.

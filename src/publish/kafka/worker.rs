@@ -31,7 +31,8 @@ const DRAIN_POLLS_SENT: u32 = 200;
 const DRAIN_POLLS_ANSWERED: u32 = 500;
 /// Polls after which its records count as failed even without its word, which a thread that hangs in a DNS query may keep: 10 s.
 const DRAIN_POLLS_MAX: u32 = 1000;
-/// Pause before another producer replaces one that failed by itself; doubled each time until something is delivered.
+/// Pause before another producer replaces one that failed by itself; doubled each time until something is delivered, or one lasts longer than
+/// the longest of them.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Why a producer's time is over.
@@ -71,11 +72,12 @@ impl Worker {
         });
         while let Some(producer) = next {
             self.shared.install(self.role, Arc::clone(&producer));
+            let start = Instant::now();
             let end = self.serve(&producer, stop);
             self.shared.state().slot(self.role).producer = None;
             self.drain(&producer, &end);
             drop(producer);
-            if self.shared.state().slot(self.role).delivered {
+            if self.shared.state().slot(self.role).delivered || start.elapsed() > PAUSE_MAX {
                 pause = PAUSE_MIN;
             }
             next = match end {
@@ -193,7 +195,8 @@ impl Worker {
         }
     }
 
-    /// The second producer's troubles are the main one's too, or will be; only that one says so.
+    /// The second producer's troubles are the main one's too, or will be; only that one says so. That it has no broker left is its own, and over
+    /// before anybody could do anything.
     fn lost(&self, say: impl FnOnce(&mut Health) -> Report) {
         if self.role == Role::Main {
             let lost = say(&mut self.shared.state().health);
