@@ -83,8 +83,8 @@ impl Prepared {
         let timestamp = SIGNED_AT.to_string();
         let mut headers = HeaderMap::new();
         let mut header = |name, value: &str| headers.insert(name, HeaderValue::from_str(value).expect("digits"));
-        header(TIMESTAMP_HEADER, &timestamp);
-        header(SIGNATURE_HEADER, &sign(&secret, &timestamp, &case.body));
+        header(TIMESTAMP_HEADER.as_str(), &timestamp);
+        header(SIGNATURE_HEADER.as_str(), &sign(&secret, &timestamp, &case.body));
         // What real requests carry too.
         header("host", "relay.example.com");
         header("content-type", "application/json");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 
 use crate::clock::Timestamp;
 use crate::config::AccountName;
@@ -28,9 +28,9 @@ pub use keys::sign;
 pub use secrets::{NamedSecret, ReloadReport, SECRETS_DEFAULT, Unusable, load as load_secrets, make_secret};
 
 /// Carries the signature: 64 hex digits.
-pub const SIGNATURE_HEADER: &str = "x-webhook-signature";
+pub static SIGNATURE_HEADER: HeaderName = HeaderName::from_static("x-webhook-signature");
 /// Carries the time of signing: seconds since 1970.
-pub const TIMESTAMP_HEADER: &str = "x-webhook-timestamp";
+pub static TIMESTAMP_HEADER: HeaderName = HeaderName::from_static("x-webhook-timestamp");
 /// Longer ones are no seconds of any year that can be written.
 const TIMESTAMP_DIGITS_MAX: usize = 12;
 
@@ -107,13 +107,13 @@ struct Request {
 impl Account {
     /// Whether both headers are there, once each, in the right form; the body need not be read for a request that fails here.
     pub fn claims(self: &Arc<Self>, headers: &HeaderMap) -> Result<Claims, Refused> {
+        let mut timestamps = headers.get_all(&TIMESTAMP_HEADER).iter();
+        let mut signatures = headers.get_all(&SIGNATURE_HEADER).iter();
         // A missing one goes before a malformed other: it is the plainer mistake.
-        let timestamps = (headers.get(TIMESTAMP_HEADER), headers.get_all(TIMESTAMP_HEADER).iter().count());
-        let signatures = (headers.get(SIGNATURE_HEADER), headers.get_all(SIGNATURE_HEADER).iter().count());
-        let ((Some(timestamp), timestamps), (Some(signature), signatures)) = (timestamps, signatures) else {
+        let (Some(timestamp), Some(signature)) = (timestamps.next(), signatures.next()) else {
             return Err(Refused::MissingHeader);
         };
-        if timestamps != 1 || signatures != 1 {
+        if timestamps.next().is_some() || signatures.next().is_some() {
             return Err(Refused::MalformedHeader);
         }
         let signed = Signed::parse(timestamp, signature).ok_or(Refused::MalformedHeader)?;
@@ -128,8 +128,7 @@ impl Signed {
         if !digits {
             return None;
         }
-        let mut mac = [0; 32];
-        hex::decode_to_slice(signature, &mut mac).ok()?; // Wants 64 digits, no fewer, no more.
+        let mac = mac_of(signature)?;
         let text = str::from_utf8(timestamp).ok()?;
         Some(Self {
             text: text.to_owned(),
@@ -142,6 +141,13 @@ impl Signed {
     fn is_fresh(&self, now: Timestamp, tolerance: Duration) -> bool {
         is_fresh(Timestamp::from_seconds(self.at), now, tolerance)
     }
+}
+
+/// What 64 hex digits of either case say, no fewer, no more: HMAC-SHA256 has 32 bytes.
+fn mac_of(digits: &[u8]) -> Option<[u8; 32]> {
+    let mut mac = [0; 32];
+    let is_whole = digits.len() == 2 * mac.len(); // hex would take "0x" before them.
+    (is_whole && hex::decode_to_slice(digits, &mut mac).is_ok()).then_some(mac)
 }
 
 /// Fresh on either side of `now`: senders' clocks run ahead as well as behind.

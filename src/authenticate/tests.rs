@@ -105,7 +105,7 @@ fn signature(secret: &str, timestamp: &str, body: &[u8]) -> String {
 
 /// A request to the account `default`, received at `now`.
 fn request(accounts: &Accounts, timestamp: &str, signature: &str, body: &[u8], now: Timestamp) -> Unverified {
-    let headers = headers(&[(TIMESTAMP_HEADER, timestamp), (SIGNATURE_HEADER, signature)]);
+    let headers = headers(&[(TIMESTAMP_HEADER.as_str(), timestamp), (SIGNATURE_HEADER.as_str(), signature)]);
     let claims = accounts.by_path("/default").unwrap().claims(&headers).ok().unwrap();
     claims.with_body(Bytes::copy_from_slice(body), now)
 }
@@ -184,6 +184,7 @@ fn headers_are_judged_by_presence_and_form() {
     }
     check(&["0"], &[&format!("sha256={good}")], Err(MalformedHeader));
     check(&["0"], &[&format!("0x{}", &good[..62])], Err(MalformedHeader));
+    check(&["0"], &[&format!("0x{good}")], Err(MalformedHeader));
     check(&["0"], &[&format!("{}é", &good[..62])], Err(MalformedHeader));
 }
 
@@ -256,8 +257,8 @@ fn outcome_of_bytes(
 ) -> Option<Result<(), Refused>> {
     let value = |bytes| HeaderValue::from_bytes(bytes).ok();
     let mut headers = HeaderMap::new();
-    headers.insert(TIMESTAMP_HEADER, value(timestamp)?);
-    headers.insert(SIGNATURE_HEADER, value(signature)?);
+    headers.insert(&TIMESTAMP_HEADER, value(timestamp)?);
+    headers.insert(&SIGNATURE_HEADER, value(signature)?);
     let claims = accounts.by_path("/default").unwrap().claims(&headers);
     Some(claims.and_then(|claims| claims.with_body(Bytes::copy_from_slice(body), now).verify(now)).map(drop))
 }

@@ -22,7 +22,7 @@ use super::refusal::{Answer, Refusal, Unavailable, accepted};
 use super::registry::{Registry, Watched};
 use super::tally::Tally;
 use crate::authenticate::{Account, Accounts, Refused, Unverified, Verified};
-use crate::clock;
+use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
 use crate::journal::{AppendError, Journal, Receipt};
 use crate::normalize::{Derived, Event};
@@ -122,7 +122,7 @@ impl<K: Keep> Door<K> {
         connection.read_whole();
         unambiguous(connection)?; // Chunks and trailers came with the body.
         let now = clock::now();
-        let verified = self.verify(claims.with_body(body.clone(), now), body.len(), arrival.deadline).await?;
+        let verified = self.verify(claims.with_body(body.clone(), now), body.len(), now, arrival.deadline).await?;
         let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
         let event = event_of(verified, |body| Derived::from_body(body, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
@@ -134,10 +134,11 @@ impl<K: Keep> Door<K> {
         &self,
         request: Unverified,
         bytes: usize,
+        now: Timestamp,
         deadline: Instant,
     ) -> Result<Result<Verified, Refused>, Refusal> {
         if bytes <= HASHED_AT_ONCE_MAX {
-            return unless_panicking(|| request.verify(clock::now()));
+            return unless_panicking(|| request.verify(now));
         }
         let late = |_| Refusal::Unavailable(Unavailable::Deadline);
         let _one_at_a_time = timeout_at(deadline, self.hashing.acquire()).await.map_err(late)?;
@@ -186,8 +187,9 @@ impl<K: Keep> Door<K> {
         if self.stopping.answers_close.load(Ordering::Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        self.tally.count(arrival.account.as_ref(), &taken_in, first_byte.elapsed());
-        connection.answered(leftover);
+        let now = Instant::now();
+        self.tally.count(arrival.account.as_ref(), &taken_in, now - first_byte);
+        connection.answered(leftover, now);
         answer
     }
 

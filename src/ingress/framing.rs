@@ -133,7 +133,7 @@ impl Framing {
 }
 
 fn is_field(line: &[u8], name: &[u8]) -> bool {
-    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)) && line.get(name.len()) == Some(&b':')
+    line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
 }
 
 fn value(line: &[u8]) -> &[u8] {

@@ -155,7 +155,11 @@ impl Watched {
 
     /// Microseconds since the connection began. Deadlines are of the monotonic clock: the wall clock may be set.
     fn age(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        self.age_at(Instant::now())
+    }
+
+    fn age_at(&self, now: Instant) -> u64 {
+        u64::try_from((now - self.began).as_micros()).unwrap_or(u64::MAX)
     }
 
     fn set(&self, phase: Phase, since: u64) {
@@ -217,11 +221,11 @@ impl Watched {
     }
 
     /// The answer is made. With `leftover`, the rest of the request's body is still to come, and has the request's deadline.
-    pub fn answered(&self, leftover: Option<Leftover>) {
+    pub fn answered(&self, leftover: Option<Leftover>, now: Instant) {
         if leftover.is_some() {
             self.set(Phase::Drain, self.get().1);
         } else {
-            self.enter(Phase::Idle);
+            self.set(Phase::Idle, self.age_at(now));
         }
         *lock(&self.leftover) = leftover;
     }

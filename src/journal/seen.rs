@@ -3,7 +3,9 @@
 //! A redelivery has the timestamp of the first delivery, so seconds of signing are what is cached: the ids signed in one second, read from
 //! their few rows when the second is first asked for. Requests come within seconds of being signed, so nearly every look-up is in memory.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use rusqlite::{Connection, params};
 
@@ -20,13 +22,32 @@ pub(super) struct Seen {
     seconds: HashMap<i64, Second>,
     ids: usize,
     uses: u64,
-    /// New ids of the transaction under way, by second.
-    fresh: HashMap<i64, Vec<u8>>,
+    /// The seconds that have new ids of the transaction under way.
+    fresh_in: Vec<i64>,
 }
 
 struct Second {
-    ids: HashSet<EventId>,
+    ids: Ids,
+    /// New ids of the transaction under way.
+    fresh: Vec<u8>,
     last_use: u64,
+}
+
+type Ids = HashSet<EventId, BuildHasherDefault<FirstBytes>>;
+
+/// An id is a piece of a hash already, and who could choose one that is like another's has a secret. What is written last counts: the id, behind
+/// its length.
+#[derive(Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Seen {
@@ -34,17 +55,22 @@ impl Seen {
     /// they do not, this whole value is not to be used any more.
     pub fn note(&mut self, db: &Connection, signed_at: i64, id: EventId) -> rusqlite::Result<bool> {
         self.uses += 1;
-        if !self.seconds.contains_key(&signed_at) {
-            let ids = load(db, signed_at)?;
-            self.ids += ids.len();
-            self.seconds.insert(signed_at, Second { ids, last_use: 0 });
-        }
-        let Some(second) = self.seconds.get_mut(&signed_at) else { return Ok(true) }; // Inserted above.
+        let second = match self.seconds.entry(signed_at) {
+            Entry::Occupied(second) => second.into_mut(),
+            Entry::Vacant(place) => {
+                let ids = load(db, signed_at)?;
+                self.ids += ids.len();
+                place.insert(Second { ids, fresh: Vec::new(), last_use: 0 })
+            }
+        };
         second.last_use = self.uses;
         let new = second.ids.insert(id);
         if new {
             self.ids += 1;
-            self.fresh.entry(signed_at).or_default().extend_from_slice(&id.0);
+            if second.fresh.is_empty() {
+                self.fresh_in.push(signed_at);
+            }
+            second.fresh.extend_from_slice(&id.0);
         }
         Ok(new)
     }
@@ -52,15 +78,20 @@ impl Seen {
     /// Writes what was noted since the last save; `sequence` makes the rows' keys unique.
     pub fn save(&mut self, db: &Connection, sequence: u64) -> rusqlite::Result<()> {
         let mut insert = db.prepare_cached("INSERT INTO requests (signed_at, sequence, ids) VALUES (?, ?, ?)")?;
-        for (signed_at, ids) in &self.fresh {
-            insert.execute(params![signed_at, sequence as i64, ids])?;
+        for signed_at in &self.fresh_in {
+            let Some(second) = self.seconds.get(signed_at) else { continue }; // Nothing goes between a note and its save.
+            insert.execute(params![signed_at, sequence as i64, second.fresh])?;
         }
         Ok(())
     }
 
     /// After the commit.
     pub fn saved(&mut self) {
-        self.fresh.clear();
+        for signed_at in self.fresh_in.drain(..) {
+            if let Some(second) = self.seconds.get_mut(&signed_at) {
+                second.fresh = Vec::new(); // Its room, too: there are hundreds of seconds.
+            }
+        }
         while self.ids > IDS_MAX && self.seconds.len() > 1 {
             let oldest = self.seconds.iter().min_by_key(|(_, second)| second.last_use).map(|(at, _)| *at);
             if let Some(second) = oldest.and_then(|at| self.seconds.remove(&at)) {
@@ -89,8 +120,8 @@ impl Seen {
     }
 }
 
-fn load(db: &Connection, signed_at: i64) -> rusqlite::Result<HashSet<EventId>> {
-    let mut ids = HashSet::new();
+fn load(db: &Connection, signed_at: i64) -> rusqlite::Result<Ids> {
+    let mut ids = Ids::default();
     let mut select = db.prepare_cached("SELECT ids FROM requests WHERE signed_at = ?")?;
     let mut rows = select.query([signed_at])?;
     while let Some(row) = rows.next()? {

@@ -101,7 +101,7 @@ impl Fields<'_> {
     }
 
     fn time(&self) -> Option<String> {
-        [self.time, self.timestamp].into_iter().flatten().find_map(|raw| moment::utc(&json::text(raw)?))
+        [self.time, self.timestamp].into_iter().flatten().find_map(|raw| moment::utc(&json::text_bytes(raw)?))
     }
 
     fn call_status(&self) -> Option<CallStatus> {
@@ -338,9 +338,11 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut digits = [0; 32];
+        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
         let mut text = [b'-'; 36];
-        for (from, to) in [(0..4, 0..8), (4..6, 9..13), (6..8, 14..18), (8..10, 19..23), (10..16, 24..36)] {
-            hex::encode_to_slice(&self.0[from], &mut text[to]).map_err(|_| fmt::Error)?;
+        for (from, to) in [(0..8, 0..8), (8..12, 9..13), (12..16, 14..18), (16..20, 19..23), (20..32, 24..36)] {
+            text[to].copy_from_slice(&digits[from]);
         }
         f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }

@@ -11,8 +11,8 @@ const FRACTION_DIGITS_MAX: usize = 9;
 /// them or with a space for the `T` or without the colon in the offset, and lies in the years 1 to 9999 both as written and in UTC.
 ///
 /// A leap second is taken for the second after it, as Unix time does: most consumers' parsers know no 60.
-pub fn utc(text: &str) -> Option<String> {
-    let mut rest = Rest(text.as_bytes());
+pub fn utc(text: &[u8]) -> Option<String> {
+    let mut rest = Rest(text);
     let year = rest.number(4)?;
     rest.one_of(b"-")?;
     let month = rest.number(2)?;

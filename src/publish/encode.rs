@@ -53,8 +53,8 @@ impl Encoder {
                 (data_content_type(event.content), event.body.to_vec())
             }
         };
-        headers.push((SIGNATURE_HEADER, event.signature.clone()));
-        headers.push((TIMESTAMP_HEADER, event.signed_text.clone()));
+        headers.push((SIGNATURE_HEADER.as_str(), event.signature.clone()));
+        headers.push((TIMESTAMP_HEADER.as_str(), event.signed_text.clone()));
         let key = partition_key(event, &id).to_owned();
         Record {
             sequence: stored.sequence,

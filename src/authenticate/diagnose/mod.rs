@@ -9,7 +9,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hyper::HeaderMap;
 
-use super::{SIGNATURE_HEADER, TIMESTAMP_DIGITS_MAX, TIMESTAMP_HEADER, is_fresh};
+use super::{SIGNATURE_HEADER, TIMESTAMP_DIGITS_MAX, TIMESTAMP_HEADER, is_fresh, mac_of};
 use crate::clock::{Timestamp, rfc3339_seconds};
 use crate::secret::Secret;
 
@@ -93,7 +93,7 @@ impl<'a> Evidence<'a> {
     /// The evidence of a request.
     pub fn of(headers: &'a HeaderMap, body: &'a [u8], received_at: Timestamp) -> Self {
         let all = |name| headers.get_all(name).iter().map(|value| value.as_bytes()).collect();
-        Self { timestamps: all(TIMESTAMP_HEADER), signatures: all(SIGNATURE_HEADER), body, received_at }
+        Self { timestamps: all(&TIMESTAMP_HEADER), signatures: all(&SIGNATURE_HEADER), body, received_at }
     }
 }
 
@@ -191,7 +191,7 @@ fn seconds(value: &[u8], findings: &mut Vec<Finding>) -> Option<i64> {
 
 /// The 32 bytes that a signature stands for, however it is written.
 fn mac(value: &[u8], findings: &mut Vec<Finding>) -> Option<[u8; 32]> {
-    if let Some(mac) = hex32(value) {
+    if let Some(mac) = mac_of(value) {
         return Some(mac);
     }
     let quotes = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'');
@@ -199,7 +199,7 @@ fn mac(value: &[u8], findings: &mut Vec<Finding>) -> Option<[u8; 32]> {
     let end = value.iter().rposition(|byte| !quotes(byte)).map_or(start, |last| last + 1);
     let bare = &value[start..end];
     let after = |separator: u8| bare.iter().position(|byte| *byte == separator).map(|at| bare[at + 1..].trim_ascii());
-    if let Some(mac) = [Some(bare), after(b'='), after(b':')].into_iter().flatten().find_map(hex32) {
+    if let Some(mac) = [Some(bare), after(b'='), after(b':')].into_iter().flatten().find_map(mac_of) {
         findings.push(Finding::SignatureDecorated);
         return Some(mac);
     }
@@ -210,11 +210,6 @@ fn mac(value: &[u8], findings: &mut Vec<Finding>) -> Option<[u8; 32]> {
         None => Finding::SignatureLength(value.len()),
     });
     base64
-}
-
-fn hex32(text: &[u8]) -> Option<[u8; 32]> {
-    let mut mac = [0; 32];
-    hex::decode_to_slice(text, &mut mac).ok().map(|()| mac)
 }
 
 fn base64_32(text: &[u8]) -> Option<[u8; 32]> {

@@ -5,8 +5,8 @@ async fn causes(accounts: &Arc<Accounts>, body: &[u8], secret: &str) -> Vec<Stri
     let mut headers = HeaderMap::new();
     let timestamp = SIGNED_AT.to_string();
     let signature = sign(&Secret::new(secret.into()), &timestamp, body);
-    headers.insert(TIMESTAMP_HEADER, timestamp.parse().unwrap());
-    headers.insert(SIGNATURE_HEADER, signature.parse().unwrap());
+    headers.insert(&TIMESTAMP_HEADER, timestamp.parse().unwrap());
+    headers.insert(&SIGNATURE_HEADER, signature.parse().unwrap());
     let account = accounts.by_path("/default").unwrap();
     accounts.explain(account, &headers, Some(Bytes::copy_from_slice(body)), Refused::BadSignature, NOW);
     let looking = tokio::spawn(Arc::clone(accounts).look_into_refused());

@@ -44,7 +44,7 @@ fn the_first_byte_begins_the_head_and_an_empty_line_does_not() {
     assert_eq!(watched.phase(), Phase::Body, "a body's bytes begin nothing");
     watched.read_whole();
     assert_eq!(watched.get(), (Phase::Request, first_byte));
-    watched.answered(None);
+    watched.answered(None, Instant::now());
     assert_eq!(watched.phase(), Phase::Idle);
 }
 
