@@ -121,6 +121,6 @@ impl Prepared {
 /// All of `authenticate`: the form of the headers, the signature, the freshness.
 fn verify(account: &Arc<Account>, headers: &HeaderMap, body: &Bytes) -> Verified {
     let Ok(claims) = account.claims(headers) else { unreachable!("both headers are there") };
-    let Ok(verified) = claims.with_body(body.clone(), NOW).verify(NOW) else { unreachable!("it is signed") };
+    let Ok(verified) = claims.with_body(body.clone(), NOW).verify() else { unreachable!("it is signed") };
     verified
 }

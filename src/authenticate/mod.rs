@@ -2,7 +2,7 @@
 //! if its signature matches one of the account's secrets over the raw bytes and it is fresh.
 //!
 //! ```text
-//! accounts.by_path(path) → account.claims(&headers)? → claims.with_body(body, received_at) → .verify(now)?
+//! accounts.by_path(path) → account.claims(&headers)? → claims.with_body(body, received_at) → .verify()?
 //! ```
 
 use std::sync::Arc;
@@ -171,22 +171,22 @@ impl Unverified {
         &self.account
     }
 
-    /// Lets in what one of the account's secrets signed and what is fresh `now`; signature goes before freshness, so that
+    /// Lets in what one of the account's secrets signed and what was fresh when it came; signature goes before freshness, so that
     /// [`Refused::OutsideTolerance`] means correctly signed.
     ///
     /// Hashes the body once per secret until one matches: some 5 ms for 8 MiB and a secret on a machine with SHA instructions, ten times that on
     /// one without. A fresh one that nothing signed is held for the case that its secret is on its way (`accounts.NAME.keep_refused`).
-    pub fn verify(self, now: Timestamp) -> Result<Verified, Refused> {
+    pub fn verify(self) -> Result<Verified, Refused> {
         let Self { account, mut request } = self;
+        let is_fresh = request.signed.is_fresh(request.received_at, account.tolerance);
         loop {
             let keys = account.keys();
             if let Some(key) = keys.signer_of(&request) {
-                key.used(now);
-                account.note_skew(request.signed.at, now);
-                let fresh = request.signed.is_fresh(now, account.tolerance);
-                return if fresh { Ok(request.proved(&account.name)) } else { Err(Refused::OutsideTolerance) };
+                key.used(request.received_at);
+                account.note_skew(request.signed.at, request.received_at);
+                return if is_fresh { Ok(request.proved(&account.name)) } else { Err(Refused::OutsideTolerance) };
             }
-            if !request.signed.is_fresh(request.received_at, account.tolerance) {
+            if !is_fresh {
                 return Err(Refused::BadSignature);
             }
             match account.keep(request, &keys) {

@@ -38,8 +38,6 @@ pub fn http(headers_max: usize) -> http1::Builder {
     // A sender that closes its side after the request still waits for the answer.
     http.half_close(true);
     http.max_header_size(headers_max);
-    // An answer's head and its few bytes of body in one piece: the system takes that sooner than two.
-    http.writev(false);
     // A head has to fit; what were more would be lent to strangers, times `ingress.connections_max`. Large bodies come in more pieces then.
     http.max_buf_size(headers_max.max(BUFFER_BYTES_MIN));
     http

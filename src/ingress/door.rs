@@ -22,7 +22,7 @@ use super::refusal::{Answer, Refusal, Unavailable, accepted};
 use super::registry::{Registry, Watched};
 use super::tally::Tally;
 use crate::authenticate::{Account, Accounts, Refused, Unverified, Verified};
-use crate::clock::{self, Timestamp};
+use crate::clock;
 use crate::config::AccountName;
 use crate::journal::{AppendError, Journal, Receipt};
 use crate::normalize::{Derived, Event};
@@ -121,8 +121,8 @@ impl<K: Keep> Door<K> {
         let body = self.read(arrival).await?;
         connection.read_whole();
         unambiguous(connection)?; // Chunks and trailers came with the body.
-        let now = clock::now();
-        let verified = self.verify(claims.with_body(body.clone(), now), body.len(), now, arrival.deadline).await?;
+        let request = claims.with_body(body.clone(), clock::now());
+        let verified = self.verify(request, body.len(), arrival.deadline).await?;
         let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
         let event = event_of(verified, |body| Derived::from_body(body, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
@@ -134,15 +134,14 @@ impl<K: Keep> Door<K> {
         &self,
         request: Unverified,
         bytes: usize,
-        now: Timestamp,
         deadline: Instant,
     ) -> Result<Result<Verified, Refused>, Refusal> {
         if bytes <= HASHED_AT_ONCE_MAX {
-            return unless_panicking(|| request.verify(now));
+            return unless_panicking(|| request.verify());
         }
         let late = |_| Refusal::Unavailable(Unavailable::Deadline);
         let _one_at_a_time = timeout_at(deadline, self.hashing.acquire()).await.map_err(late)?;
-        let hashing = tokio::task::spawn_blocking(move || unless_panicking(|| request.verify(clock::now())));
+        let hashing = tokio::task::spawn_blocking(move || unless_panicking(|| request.verify()));
         let hashed = timeout_at(deadline, hashing).await.map_err(late)?;
         hashed.unwrap_or(Err(Refusal::Unavailable(Unavailable::ShuttingDown))) // The runtime is ending.
     }

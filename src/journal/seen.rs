@@ -22,21 +22,19 @@ pub(super) struct Seen {
     seconds: HashMap<i64, Second>,
     ids: usize,
     uses: u64,
-    /// The seconds that have new ids of the transaction under way.
-    fresh_in: Vec<i64>,
+    /// New ids of the transaction under way, by second: of one or a few.
+    fresh: Vec<(i64, Vec<u8>)>,
 }
 
 struct Second {
     ids: Ids,
-    /// New ids of the transaction under way.
-    fresh: Vec<u8>,
     last_use: u64,
 }
 
 type Ids = HashSet<EventId, BuildHasherDefault<FirstBytes>>;
 
-/// An id is a piece of a hash already, and who could choose one that is like another's has a secret. What is written last counts: the id, behind
-/// its length.
+/// An id is a piece of a hash already. To find many that are alike in what counts here takes a search for each, and all would have to come
+/// signed with one second. What is written last counts: the id, behind its length.
 #[derive(Default)]
 struct FirstBytes(u64);
 
@@ -60,17 +58,17 @@ impl Seen {
             Entry::Vacant(place) => {
                 let ids = load(db, signed_at)?;
                 self.ids += ids.len();
-                place.insert(Second { ids, fresh: Vec::new(), last_use: 0 })
+                place.insert(Second { ids, last_use: 0 })
             }
         };
         second.last_use = self.uses;
         let new = second.ids.insert(id);
         if new {
             self.ids += 1;
-            if second.fresh.is_empty() {
-                self.fresh_in.push(signed_at);
+            match self.fresh.iter_mut().find(|(at, _)| *at == signed_at) {
+                Some((_, ids)) => ids.extend_from_slice(&id.0),
+                None => self.fresh.push((signed_at, id.0.to_vec())),
             }
-            second.fresh.extend_from_slice(&id.0);
         }
         Ok(new)
     }
@@ -78,20 +76,15 @@ impl Seen {
     /// Writes what was noted since the last save; `sequence` makes the rows' keys unique.
     pub fn save(&mut self, db: &Connection, sequence: u64) -> rusqlite::Result<()> {
         let mut insert = db.prepare_cached("INSERT INTO requests (signed_at, sequence, ids) VALUES (?, ?, ?)")?;
-        for signed_at in &self.fresh_in {
-            let Some(second) = self.seconds.get(signed_at) else { continue }; // Nothing goes between a note and its save.
-            insert.execute(params![signed_at, sequence as i64, second.fresh])?;
+        for (signed_at, ids) in &self.fresh {
+            insert.execute(params![signed_at, sequence as i64, ids])?;
         }
         Ok(())
     }
 
     /// After the commit.
     pub fn saved(&mut self) {
-        for signed_at in self.fresh_in.drain(..) {
-            if let Some(second) = self.seconds.get_mut(&signed_at) {
-                second.fresh = Vec::new(); // Its room, too: there are hundreds of seconds.
-            }
-        }
+        self.fresh.clear();
         while self.ids > IDS_MAX && self.seconds.len() > 1 {
             let oldest = self.seconds.iter().min_by_key(|(_, second)| second.last_use).map(|(at, _)| *at);
             if let Some(second) = oldest.and_then(|at| self.seconds.remove(&at)) {
@@ -133,7 +126,15 @@ fn load(db: &Connection, signed_at: i64) -> rusqlite::Result<Ids> {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::BuildHasher;
+
     use super::*;
+
+    #[test]
+    fn an_id_is_hashed_to_its_first_bytes() {
+        let id = EventId([1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9, 9, 9, 9]);
+        assert_eq!(Ids::default().hasher().hash_one(id), 0x0807_0605_0403_0201);
+    }
 
     #[test]
     fn a_request_is_new_once_also_after_a_restart_and_again_after_a_rollback() {

@@ -332,7 +332,8 @@ impl EventId {
     pub fn from_text(text: &str) -> Option<Self> {
         let digits: String = text.chars().filter(|c| *c != '-').collect();
         let mut bytes = [0; 16];
-        (text.len() == 36 && hex::decode_to_slice(digits, &mut bytes).is_ok()).then_some(Self(bytes))
+        let is_whole = text.len() == 36 && digits.len() == 32; // hex would take "0x" before the digits.
+        (is_whole && hex::decode_to_slice(digits, &mut bytes).is_ok()).then_some(Self(bytes))
     }
 }
 

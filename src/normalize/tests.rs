@@ -408,3 +408,12 @@ fn an_undecoded_event_is_unknown_and_whole() {
     assert_eq!((event.name, event.subject, event.content), (EventName::Unknown, None, Content::Opaque));
     assert_eq!((event.time.as_str(), event.body), ("2025-01-15T10:30:00Z", r#"{"event":"sms","pbx_id":"a"}"#.into()));
 }
+
+#[test]
+fn an_id_is_read_as_it_is_written_and_in_no_other_form() {
+    let written = EventId([0x2c; 16]).to_string();
+    assert_eq!(EventId::from_text(&written), Some(EventId([0x2c; 16])));
+    for other in [&written[1..], "2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c", "0x2c2c2c2c2c2c2c2c-2c2c2c2c2c2c2c2c-"] {
+        assert_eq!(EventId::from_text(other), None, "{other}");
+    }
+}
