@@ -223,13 +223,19 @@ async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
     let url = broker.url();
     let mut bench = Bench::new("sink-large", &url, &url, FieldTable::default()).await;
     bench.bind("large").await;
-    for sequence in 1..=3 {
-        bench.sink.send(record("large", sequence, if sequence == 2 { 2_000_000 } else { 10 }));
-    }
-    let verdicts = bench.verdicts(3).await;
-    if Broker::is_given() && verdicts[&2] == Ok(()) {
-        eprintln!("the given broker takes 2 MB: nothing was tested");
-        return bench.tidy().await;
+    let mut verdicts = BTreeMap::new();
+    for _ in 0..20 {
+        for sequence in 1..=3 {
+            bench.sink.send(record("large", sequence, if sequence == 2 { 2_000_000 } else { 10 }));
+        }
+        verdicts = bench.verdicts(3).await;
+        if Broker::is_given() && verdicts[&2] == Ok(()) {
+            eprintln!("the given broker takes 2 MB: nothing was tested");
+            return bench.tidy().await;
+        }
+        if verdicts[&2] != Err(PublishError::TooLarge) {
+            break; // Else the first was confirmed before the second was written, which was alone then, as a busy machine has it.
+        }
     }
     assert!(matches!(verdicts[&2], Err(PublishError::Suspect(_))), "{verdicts:?}");
     bench.sink.send(record("large", 2, 2_000_000));
