@@ -2,11 +2,15 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arrayvec::ArrayString;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// A moment in microseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
+
+/// A moment as RFC 3339 writes it in UTC, with nine digits of a fraction at the most. In place, since each event has three of them.
+pub type Rfc3339 = ArrayString<{ "2025-01-15T10:30:00.123456789Z".len() }>;
 
 /// The last second that RFC 3339 can write: 9999-12-31T23:59:59Z.
 const SECONDS_MAX: i64 = 253_402_300_799;
@@ -55,47 +59,54 @@ impl Timestamp {
 
     /// RFC 3339 in UTC with six digits of fraction: `2025-01-15T10:30:00.123456Z`. Moments outside the years 1 to 9999, which
     /// RFC 3339 cannot write, come out as the nearest that it can.
-    pub fn rfc3339(self) -> String {
-        let mut text = rfc3339_seconds(self.as_seconds());
-        text.pop();
-        text.push('.');
-        push_digits(&mut text, self.0.rem_euclid(1_000_000), 6);
-        text.push('Z');
-        text
+    pub fn rfc3339(self) -> Rfc3339 {
+        let mut fraction = *b".000000";
+        put_digits(&mut fraction[1..], self.0.rem_euclid(1_000_000) as u64);
+        rfc3339_utc(utc(self.as_seconds()), str::from_utf8(&fraction).unwrap_or_default())
     }
 }
 
 /// RFC 3339 in UTC of whole seconds since 1970: `2025-01-15T10:30:00Z`, clamped to the years 1 to 9999.
-pub fn rfc3339_seconds(seconds: i64) -> String {
-    let moment = OffsetDateTime::from_unix_timestamp(seconds.clamp(SECONDS_MIN, SECONDS_MAX))
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH); // Cannot be: the clamp keeps to what the type holds.
-    rfc3339_utc(PrimitiveDateTime::new(moment.date(), moment.time()), "")
+pub fn rfc3339_seconds(seconds: i64) -> Rfc3339 {
+    rfc3339_utc(utc(seconds), "")
 }
 
-/// RFC 3339 of a moment in UTC in the years 1 to 9999: its whole seconds, with `fraction` behind them, which is empty or begins with a point.
-pub fn rfc3339_utc(moment: PrimitiveDateTime, fraction: &str) -> String {
-    let mut text = String::with_capacity("2025-01-15T10:30:00.123456789Z".len());
-    push_digits(&mut text, moment.year().into(), 4);
-    for (before, number) in [
-        ('-', u8::from(moment.month())),
-        ('-', moment.day()),
-        ('T', moment.hour()),
-        (':', moment.minute()),
-        (':', moment.second()),
+/// Clamped to the years 1 to 9999.
+fn utc(seconds: i64) -> PrimitiveDateTime {
+    let moment = OffsetDateTime::from_unix_timestamp(seconds.clamp(SECONDS_MIN, SECONDS_MAX))
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH); // Cannot be: the clamp keeps to what the type holds.
+    PrimitiveDateTime::new(moment.date(), moment.time())
+}
+
+/// RFC 3339 of a moment in UTC in the years 1 to 9999: its whole seconds, with `fraction` behind them, which is empty or a point and at most nine
+/// digits. Panics if it is longer.
+pub fn rfc3339_utc(moment: PrimitiveDateTime, fraction: &str) -> Rfc3339 {
+    let mut seconds = *b"0000-00-00T00:00:00";
+    put_digits(&mut seconds[..4], moment.year() as u64);
+    for (place, number) in [
+        (5, u8::from(moment.month())),
+        (8, moment.day()),
+        (11, moment.hour()),
+        (14, moment.minute()),
+        (17, moment.second()),
     ] {
-        text.push(before);
-        push_digits(&mut text, number.into(), 2);
+        put_digits(&mut seconds[place..place + 2], number.into());
     }
-    text.push_str(fraction);
-    text.push('Z');
+    let mut text = Rfc3339::new();
+    for part in [str::from_utf8(&seconds).unwrap_or_default(), fraction, "Z"] {
+        text.push_str(part);
+    }
     text
 }
 
-/// The last `width` digits of a number that is not negative. By hand, since each event has two moments and `format!` showed in the profile.
-fn push_digits(text: &mut String, number: i64, width: u32) {
-    for place in (0..width).rev() {
-        let digit = number / 10_i64.pow(place) % 10;
-        text.push(char::from(b'0' + digit as u8));
+/// Writes the last digits of a number over zeros, from behind. By hand, since each event has half a dozen numbers and `format!` showed in the profile.
+pub fn put_digits(zeros: &mut [u8], mut number: u64) {
+    for digit in zeros.iter_mut().rev() {
+        if number == 0 {
+            break;
+        }
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
     }
 }
 
@@ -113,8 +124,9 @@ mod tests {
 
     #[test]
     fn moments_are_written_as_rfc3339() {
-        assert_eq!(Timestamp::from_micros(1_736_937_000_000_042).rfc3339(), "2025-01-15T10:30:00.000042Z");
-        assert_eq!(Timestamp::from_micros(-1).rfc3339(), "1969-12-31T23:59:59.999999Z");
-        assert_eq!(rfc3339_seconds(i64::MAX), "9999-12-31T23:59:59Z");
+        let text = |micros| Timestamp::from_micros(micros).rfc3339().to_string();
+        assert_eq!(text(1_736_937_000_000_042), "2025-01-15T10:30:00.000042Z");
+        assert_eq!(text(-1), "1969-12-31T23:59:59.999999Z");
+        assert_eq!(rfc3339_seconds(i64::MAX).as_str(), "9999-12-31T23:59:59Z");
     }
 }

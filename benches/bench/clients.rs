@@ -120,8 +120,8 @@ pub fn kafka(brokers: &str, journal: &Path) -> Result<(), String> {
 fn kafka_message(record: &Record) -> BaseRecord<'_, String, Vec<u8>> {
     let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1)
         .insert(Header { key: "content-type", value: Some(record.content_type) });
-    for (key, value) in &record.headers {
-        headers = headers.insert(Header { key, value: Some(value.as_str()) });
+    for (key, value) in record.headers.iter() {
+        headers = headers.insert(Header { key, value: Some(value) });
     }
     BaseRecord::to(&record.lane).key(&record.key).payload(&record.payload).headers(headers)
 }
@@ -176,8 +176,8 @@ async fn confirmed(confirm: impl Future<Output = lapin::Result<Confirmation>>) -
 
 fn amqp_properties(record: &Record) -> BasicProperties {
     let mut headers = FieldTable::default();
-    for (name, value) in &record.headers {
-        headers.insert((*name).into(), AMQPValue::LongString(LongString::from(value.as_str())));
+    for (name, value) in record.headers.iter() {
+        headers.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
     }
     BasicProperties::default()
         .with_delivery_mode(2)

@@ -1,5 +1,6 @@
 //! The work that every program under test is given: distinct signed webhooks of a chosen size.
 
+use arrayvec::ArrayString;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -69,12 +70,12 @@ impl Work {
             id: EventId::of(account, &self.body),
             name: known.map_or(EventName::Unknown, EventName::Known),
             subject: Some(self.subject.clone()),
-            time: "2025-01-15T08:30:00Z".into(),
+            time: in_place("2025-01-15T08:30:00Z"),
             call_status: (known.map(Known::group) == Some(Group::Call)).then_some(CallStatus::Answered),
             content: Content::Json,
             signed_at: now.as_seconds(),
-            signed_text,
-            signature,
+            signed_text: in_place(&signed_text),
+            signature: in_place(&signature),
             received_at: now,
             replayed: false,
             body: Bytes::copy_from_slice(&self.body),
@@ -106,4 +107,9 @@ impl Work {
         mac.update(&self.body);
         (name, timestamp, hex::encode(mac.finalize().into_bytes()))
     }
+}
+
+fn in_place<const MAX: usize>(text: &str) -> ArrayString<MAX> {
+    let Ok(text) = ArrayString::from(text) else { unreachable!("it fits") };
+    text
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::health::Health;
 use super::pace::{Pace, Sample};
-use crate::clock::Timestamp;
+use crate::clock::{Rfc3339, Timestamp, rfc3339_seconds};
 use crate::config::{AccountName, OutputName};
 use crate::journal::OutputRow;
 use crate::metrics::{Metrics, OUTCOMES, UNAVAILABLE_REASONS};
@@ -40,7 +40,7 @@ pub struct Status {
     pub version: &'static str,
     pub instance: String,
     /// RFC 3339 UTC.
-    pub now: String,
+    pub now: Rfc3339,
     pub uptime_seconds: u64,
     pub accepting: bool,
     /// Why not, when not.
@@ -67,7 +67,7 @@ pub struct AccountStatus {
     /// Since the start, by outcome.
     pub answers: BTreeMap<&'static str, u64>,
     /// RFC 3339 UTC; kept across restarts. `None`: never.
-    pub last_accepted: Option<String>,
+    pub last_accepted: Option<Rfc3339>,
     pub secrets_loaded: i64,
     /// By name.
     pub secrets: Vec<SecretStatus>,
@@ -77,7 +77,7 @@ pub struct AccountStatus {
 pub struct SecretStatus {
     pub name: String,
     /// RFC 3339 UTC. `None`: not since the start.
-    pub last_used: Option<String>,
+    pub last_used: Option<Rfc3339>,
 }
 
 /// The newest event of a kind: what it was and when, and nothing of whom.
@@ -86,7 +86,7 @@ pub struct LastEvent {
     pub account: String,
     pub event: String,
     /// RFC 3339 UTC, of its arrival.
-    pub at: String,
+    pub at: Rfc3339,
     pub seconds_ago: u64,
     /// Since the start. Kept, or discarded by configuration.
     pub count: u64,
@@ -150,7 +150,7 @@ impl Sources {
         Status {
             version: env!("CARGO_PKG_VERSION"),
             instance: self.instance.clone(),
-            now: crate::clock::rfc3339_seconds(now.as_seconds()),
+            now: rfc3339_seconds(now.as_seconds()),
             uptime_seconds: now.since(self.started_at).as_secs(),
             accepting: ready.is_ok(),
             not_accepting_because: ready.err(),
@@ -191,7 +191,7 @@ impl Sources {
             LastEvent {
                 count: accounts.accepted.with_label_values(&labels).get()
                     + accounts.discarded.with_label_values(&labels).get(),
-                at: crate::clock::rfc3339_seconds(at.as_seconds()),
+                at: rfc3339_seconds(at.as_seconds()),
                 seconds_ago: now.since(at).as_secs(),
                 account,
                 event,
@@ -209,7 +209,7 @@ impl Sources {
             accepted,
             refused: answers.values().sum::<u64>() - accepted,
             answers,
-            last_accepted: (last_accepted > 0.0).then(|| crate::clock::rfc3339_seconds(last_accepted as i64)),
+            last_accepted: (last_accepted > 0.0).then(|| rfc3339_seconds(last_accepted as i64)),
             secrets_loaded: self.metrics.accounts.secrets_loaded.with_label_values(&[account.as_str()]).get(),
             secrets: self.metrics.accounts.secrets(account.as_str()).into_iter().map(secret).collect(),
         }
@@ -235,7 +235,7 @@ impl Sources {
 }
 
 fn secret((name, used_at): (String, f64)) -> SecretStatus {
-    SecretStatus { name, last_used: (used_at > 0.0).then(|| crate::clock::rfc3339_seconds(used_at as i64)) }
+    SecretStatus { name, last_used: (used_at > 0.0).then(|| rfc3339_seconds(used_at as i64)) }
 }
 
 /// A duration for people, in its two largest units: `3 d 4 h`.

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::cli::healthcheck::healthcheck;
+use crate::clock::Rfc3339;
 use crate::config::Name;
 use crate::ingress::tests::configuration;
 use crate::journal::{self, Counts, OutputRow};
@@ -169,7 +170,7 @@ async fn the_status_is_shown_to_people_and_machines() {
             parked: 0,
             held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing", mend: "make it" }],
             last_error: Some("no <broker>".into()),
-            last_error_at: Some("2025-01-15T10:29:00Z".into()),
+            last_error_at: Some(Rfc3339::from("2025-01-15T10:29:00Z").unwrap()),
             oldest_pending_age_seconds: 61.5,
         };
     });

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayString;
 use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
@@ -33,6 +34,13 @@ pub static SIGNATURE_HEADER: HeaderName = HeaderName::from_static("x-webhook-sig
 pub static TIMESTAMP_HEADER: HeaderName = HeaderName::from_static("x-webhook-timestamp");
 /// Longer ones are no seconds of any year that can be written.
 const TIMESTAMP_DIGITS_MAX: usize = 12;
+/// HMAC-SHA256 has 32 bytes.
+const SIGNATURE_DIGITS: usize = 64;
+
+/// `X-Webhook-Timestamp` as sent: ASCII digits. In place, as [`SignatureText`]: each request has both, and memory for each costs more than to copy them.
+pub type TimestampText = ArrayString<TIMESTAMP_DIGITS_MAX>;
+/// `X-Webhook-Signature` as sent: hex digits of either case.
+pub type SignatureText = ArrayString<SIGNATURE_DIGITS>;
 
 /// A request whose signature matched and which is fresh. Only [`Unverified::verify`] makes one.
 #[derive(Clone)]
@@ -40,11 +48,11 @@ const TIMESTAMP_DIGITS_MAX: usize = 12;
 pub struct Verified {
     pub account: AccountName,
     /// `X-Webhook-Timestamp` as sent: 1 to 12 ASCII digits.
-    pub signed_text: String,
+    pub signed_text: TimestampText,
     /// The same in seconds since 1970.
     pub signed_at: i64,
     /// `X-Webhook-Signature` as sent: 64 hex digits of either case.
-    pub signature: String,
+    pub signature: SignatureText,
     pub received_at: Timestamp,
     pub body: Bytes,
     _seal: (),
@@ -91,9 +99,9 @@ pub struct Unverified {
 
 /// The two headers, parsed.
 struct Signed {
-    text: String,
+    text: TimestampText,
     at: i64,
-    signature: String,
+    signature: SignatureText,
     mac: [u8; 32],
 }
 
@@ -129,13 +137,9 @@ impl Signed {
             return None;
         }
         let mac = mac_of(signature)?;
-        let text = str::from_utf8(timestamp).ok()?;
-        Some(Self {
-            text: text.to_owned(),
-            at: text.parse().ok()?,
-            signature: str::from_utf8(signature).ok()?.to_owned(),
-            mac,
-        })
+        let text = TimestampText::from(str::from_utf8(timestamp).ok()?).ok()?;
+        let signature = SignatureText::from(str::from_utf8(signature).ok()?).ok()?;
+        Some(Self { at: text.parse().ok()?, text, signature, mac })
     }
 
     fn is_fresh(&self, now: Timestamp, tolerance: Duration) -> bool {
@@ -143,10 +147,10 @@ impl Signed {
     }
 }
 
-/// What 64 hex digits of either case say, no fewer, no more: HMAC-SHA256 has 32 bytes.
-fn mac_of(digits: &[u8]) -> Option<[u8; 32]> {
-    let mut mac = [0; 32];
-    let is_whole = digits.len() == 2 * mac.len(); // hex would take "0x" before them.
+/// What 64 hex digits of either case say, no fewer, no more.
+fn mac_of(digits: &[u8]) -> Option<[u8; SIGNATURE_DIGITS / 2]> {
+    let mut mac = [0; SIGNATURE_DIGITS / 2];
+    let is_whole = digits.len() == SIGNATURE_DIGITS; // hex would take "0x" before them.
     (is_whole && hex::decode_to_slice(digits, &mut mac).is_ok()).then_some(mac)
 }
 
@@ -219,9 +223,9 @@ impl Verified {
     pub(crate) fn for_test(account: &str, signed_at: i64, body: &[u8]) -> Self {
         Self {
             account: AccountName::new(account).unwrap(),
-            signed_text: signed_at.to_string(),
+            signed_text: TimestampText::from(&signed_at.to_string()).unwrap(),
             signed_at,
-            signature: "0123456789abcdef".repeat(4),
+            signature: SignatureText::from(&"0123456789abcdef".repeat(4)).unwrap(),
             received_at: Timestamp::from_micros(signed_at * 1_000_000 + 500_000),
             body: Bytes::copy_from_slice(body),
             _seal: (),

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayString;
+
 use crate::secret::{PasswordSource, Secret};
 
 mod load;
@@ -30,9 +32,11 @@ pub use problem::{Place, Problem, Problems, Warning};
 pub(crate) use secrets::FILE_MAX as SECRET_FILE_MAX;
 pub use warnings::warnings;
 
+const NAME_MAX: usize = 32;
+
 /// A name that configuration gives: an account or an output. `[a-z0-9_-]{1,32}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Arc<str>);
+pub struct Name(ArrayString<NAME_MAX>);
 
 pub type AccountName = Name;
 pub type OutputName = Name;
@@ -41,7 +45,8 @@ impl Name {
     /// `None` unless `text` is 1 to 32 of `a` to `z`, `0` to `9`, `_` and `-`.
     pub fn new(text: &str) -> Option<Self> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
-        ((1..=32).contains(&text.len()) && text.bytes().all(allowed)).then(|| Self(text.into()))
+        let is_one = !text.is_empty() && text.bytes().all(allowed);
+        ArrayString::from(text).ok().filter(|_| is_one).map(Self)
     }
 
     pub fn as_str(&self) -> &str {

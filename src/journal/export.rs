@@ -1,5 +1,6 @@
 //! An event as a line of JSON, content included, and back: what `journal export` writes and `journal import` takes.
 
+use arrayvec::ArrayString;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -55,12 +56,12 @@ pub fn write(stored: &Stored, journal: &str) -> String {
         account: event.account.as_str().to_owned(),
         event: event.name.as_str().to_owned(),
         call: event.subject.clone(),
-        time: event.time.clone(),
+        time: event.time.to_string(),
         call_status: event.call_status.map(|status| status.as_str().to_owned()),
         received_at_micros: event.received_at.as_micros(),
-        received: event.received_at.rfc3339(),
-        timestamp: event.signed_text.clone(),
-        signature: event.signature.clone(),
+        received: event.received_at.rfc3339().to_string(),
+        timestamp: event.signed_text.to_string(),
+        signature: event.signature.to_string(),
         replayed: event.replayed,
         json: event.content == Content::Json,
         body,
@@ -102,17 +103,22 @@ pub fn read(text: &str) -> Result<Event, String> {
         id,
         name: EventName::from_stored(&line.event),
         subject: line.call,
-        time: line.time,
+        time: bounded(&line.time, "time")?,
         call_status: line.call_status.map(status).transpose()?,
         content: if line.json { Content::Json } else { Content::Opaque },
         signed_at: line.timestamp.parse().map_err(|_| "timestamp is not a number of seconds")?,
-        signed_text: line.timestamp,
-        signature: line.signature,
+        signed_text: bounded(&line.timestamp, "timestamp")?,
+        signature: bounded(&line.signature, "signature")?,
         received_at: Timestamp::from_micros(line.received_at_micros),
         replayed: true,
         account,
         body: body.into(),
     })
+}
+
+/// Exported ones always fit.
+fn bounded<const MAX: usize>(text: &str, key: &str) -> Result<ArrayString<MAX>, String> {
+    ArrayString::from(text).map_err(|_| format!("{key} is longer than {MAX} characters"))
 }
 
 #[cfg(test)]
@@ -126,12 +132,12 @@ mod tests {
             account,
             name: EventName::from_stored("incoming_call_end"),
             subject: Some("call_1".into()),
-            time: "2025-01-15T10:30:00Z".into(),
+            time: ArrayString::from("2025-01-15T10:30:00Z").unwrap(),
             call_status: Some(CallStatus::NoAnswer),
             content: Content::Opaque,
-            signed_text: "0001736937000".into(),
+            signed_text: ArrayString::from("001736937000").unwrap(),
             signed_at: 1_736_937_000,
-            signature: "Ab".into(),
+            signature: ArrayString::from("Ab").unwrap(),
             received_at: Timestamp::from_micros(1_736_937_000_000_042),
             replayed: false,
             body: body.to_vec().into(),
@@ -161,6 +167,7 @@ mod tests {
             (line.replace("default", "No Name"), "account is not a name"),
             (line[..40].to_owned(), "not JSON, at column 40"),
             (line.replace("no_answer", "gone"), "call_status is not known"),
+            (line.replace("001736937000", "0001736937000"), "timestamp is longer than 12 characters"),
         ] {
             let error = read(&line).unwrap_err();
             assert!(error.contains(says) && !error.contains("words"), "{error}");

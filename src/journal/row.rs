@@ -1,5 +1,6 @@
 //! An event as a row and back, with the CRC that is checked before anything is published.
 
+use arrayvec::ArrayString;
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Row, params};
 
@@ -43,11 +44,11 @@ pub(super) fn insert(statement: &mut CachedStatement<'_>, sequence: u64, event: 
         &event.id.0[..],
         event.name.as_str(),
         event.subject,
-        event.time,
+        event.time.as_str(),
         event.call_status.map(CallStatus::as_str),
         event.content == Content::Opaque,
-        event.signed_text,
-        event.signature,
+        event.signed_text.as_str(),
+        event.signature.as_str(),
         event.replayed,
         checksum(sequence, event),
         &event.body[..],
@@ -65,14 +66,15 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Read> {
 }
 
 fn columns(row: &Row<'_>, sequence: u64) -> Option<Event> {
-    let signed_text: String = row.get(9).ok()?;
+    let text = |column| row.get_ref(column).ok()?.as_str().ok();
+    let signed_text = ArrayString::from(text(9)?).ok()?;
     let event = Event {
         received_at: Timestamp::from_micros(row.get(1).ok()?),
-        account: Name::new(row.get_ref(2).ok()?.as_str().ok()?)?,
+        account: Name::new(text(2)?)?,
         id: EventId(row.get_ref(3).ok()?.as_blob().ok()?.try_into().ok()?),
-        name: EventName::from_stored(row.get_ref(4).ok()?.as_str().ok()?),
+        name: EventName::from_stored(text(4)?),
         subject: row.get(5).ok()?,
-        time: row.get(6).ok()?,
+        time: ArrayString::from(text(6)?).ok()?,
         call_status: match row.get_ref(7).ok()?.as_str_or_null().ok()? {
             None => None,
             Some(text) => Some(CallStatus::ALL.into_iter().find(|status| status.as_str() == text)?),
@@ -80,7 +82,7 @@ fn columns(row: &Row<'_>, sequence: u64) -> Option<Event> {
         content: if row.get(8).ok()? { Content::Opaque } else { Content::Json },
         signed_at: signed_text.parse().ok()?,
         signed_text,
-        signature: row.get(10).ok()?,
+        signature: ArrayString::from(text(10)?).ok()?,
         replayed: row.get(11).ok()?,
         body: Bytes::copy_from_slice(row.get_ref(13).ok()?.as_blob().ok()?),
     };

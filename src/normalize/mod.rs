@@ -4,12 +4,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arrayvec::ArrayString;
 use bytes::Bytes;
-
 use sha2::{Digest, Sha256};
 
-use crate::authenticate::Verified;
-use crate::clock::{Timestamp, rfc3339_seconds};
+use crate::authenticate::{SignatureText, TimestampText, Verified};
+use crate::clock::{Rfc3339, Timestamp, rfc3339_seconds};
 use crate::config::AccountName;
 
 pub(crate) mod json;
@@ -32,7 +32,7 @@ pub fn content_of(body: &[u8]) -> Content {
 pub struct Derived {
     name: EventName,
     subject: Option<String>,
-    time: Option<String>,
+    time: Option<Rfc3339>,
     call_status: Option<CallStatus>,
     content: Content,
 }
@@ -100,7 +100,7 @@ impl Fields<'_> {
         [self.pbx_id, self.call_id].into_iter().flatten().find_map(subject)
     }
 
-    fn time(&self) -> Option<String> {
+    fn time(&self) -> Option<Rfc3339> {
         [self.time, self.timestamp].into_iter().flatten().find_map(|raw| moment::utc(&json::text_bytes(raw)?))
     }
 
@@ -133,15 +133,15 @@ pub struct Event {
     pub name: EventName,
     pub subject: Option<String>,
     /// RFC 3339 UTC, fraction as sent.
-    pub time: String,
+    pub time: Rfc3339,
     pub call_status: Option<CallStatus>,
     pub content: Content,
     /// `X-Webhook-Timestamp` as sent.
-    pub signed_text: String,
+    pub signed_text: TimestampText,
     /// The same in seconds since 1970.
     pub signed_at: i64,
     /// `X-Webhook-Signature` as sent.
-    pub signature: String,
+    pub signature: SignatureText,
     pub received_at: Timestamp,
     /// True only for what `journal import` brought.
     pub replayed: bool,
@@ -159,6 +159,9 @@ impl fmt::Debug for Event {
 /// A UUIDv8 over account and body: a redelivery, however signed, has the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(pub [u8; 16]);
+
+/// An [`EventId`] as text.
+pub type IdText = ArrayString<36>;
 
 /// Whether the body is JSON that a consumer's parser can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,17 +338,25 @@ impl EventId {
         let is_whole = text.len() == 36 && digits.len() == 32; // hex would take "0x" before the digits.
         (is_whole && hex::decode_to_slice(digits, &mut bytes).is_ok()).then_some(Self(bytes))
     }
-}
 
-impl fmt::Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Lower-case digits in five groups, as RFC 9562 writes a UUID.
+    pub fn text(self) -> IdText {
         let mut digits = [0; 32];
-        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
+        let encoded = hex::encode_to_slice(self.0, &mut digits);
         let mut text = [b'-'; 36];
         for (from, to) in [(0..8, 0..8), (8..12, 9..13), (12..16, 14..18), (16..20, 19..23), (20..32, 24..36)] {
             text[to].copy_from_slice(&digits[from]);
         }
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        match IdText::from_byte_string(&text) {
+            Ok(text) if encoded.is_ok() => text,
+            _ => unreachable!("sixteen bytes make thirty-two digits"),
+        }
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
     }
 }
 

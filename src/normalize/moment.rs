@@ -2,7 +2,7 @@
 
 use time::{Date, Duration, Month, PrimitiveDateTime, Time};
 
-use crate::clock::rfc3339_utc;
+use crate::clock::{Rfc3339, rfc3339_utc};
 
 /// More digits of a second than consumers can hold.
 const FRACTION_DIGITS_MAX: usize = 9;
@@ -11,7 +11,7 @@ const FRACTION_DIGITS_MAX: usize = 9;
 /// them or with a space for the `T` or without the colon in the offset, and lies in the years 1 to 9999 both as written and in UTC.
 ///
 /// A leap second is taken for the second after it, as Unix time does: most consumers' parsers know no 60.
-pub fn utc(text: &[u8]) -> Option<String> {
+pub fn utc(text: &[u8]) -> Option<Rfc3339> {
     let mut rest = Rest(text);
     let year = rest.number(4)?;
     rest.one_of(b"-")?;

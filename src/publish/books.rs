@@ -251,7 +251,8 @@ impl Books {
     }
 
     fn save(&mut self, journal: &Journal, cursor: u64, now: Instant) {
-        let following = Progress::new(Arc::clone(&self.next.journal), self.next.output, self.next.number + 1);
+        let mut following = Progress::new(Arc::clone(&self.next.journal), self.next.output, self.next.number + 1);
+        following.settled.reserve(self.next.settled.len()); // Likely as many again.
         let mut progress = std::mem::replace(&mut self.next, following);
         progress.cursor = cursor;
         self.saved_cursor = cursor;

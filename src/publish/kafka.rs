@@ -121,7 +121,7 @@ impl Sink for Kafka {
         true
     }
 
-    fn send(&mut self, record: Record) {
+    fn send(&mut self, record: &mut Record) {
         let probing = self.shared.admit(&mut self.shared.state(), record);
         if probing && self.probing.is_none() {
             let files = Files::new(&self.config.security);
@@ -191,24 +191,24 @@ impl Shared {
     }
 
     /// Takes a record in; true if it is for the second producer.
-    fn admit(&self, state: &mut State, record: Record) -> bool {
+    fn admit(&self, state: &mut State, record: &mut Record) -> bool {
         match state.lanes.admit(record) {
-            Admission::Publish(record) => self.publish(state, Role::Main, record),
-            Admission::Probe(record) => {
+            Admission::Publish => self.publish(state, Role::Main, record),
+            Admission::Probe => {
                 self.publish(state, Role::Probing, record);
                 return true;
             }
             Admission::Kept => {}
-            Admission::TurnedBack(record) => self.report_failed(record.sequence, PublishError::Withdrawn),
+            Admission::TurnedBack => self.report_failed(record.sequence, PublishError::Withdrawn),
         }
         false
     }
 
-    /// Hands a record to the producer, or keeps it until there is one.
-    fn publish(&self, state: &mut State, role: Role, record: Record) {
+    /// Hands a record to the producer, which copies it, or takes it away until there is one.
+    fn publish(&self, state: &mut State, role: Role, record: &mut Record) {
         let slot = state.slot(role);
         let Some(producer) = &slot.producer else {
-            slot.waiting.push_back(record);
+            slot.waiting.push_back(std::mem::take(record));
             return;
         };
         let headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1)
@@ -216,7 +216,7 @@ impl Shared {
         let headers = record
             .headers
             .iter()
-            .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_str()) }));
+            .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
         let message = BaseRecord::with_opaque_to(&record.lane, record.sequence as usize)
             .key(&record.key)
             .payload(&record.payload)
@@ -233,7 +233,7 @@ impl Shared {
         if error.rdkafka_error_code() == Some(Code::Fatal) {
             // The thread is about to replace this producer; the record goes to the next one.
             slot.producer = None;
-            slot.waiting.push_back(record);
+            slot.waiting.push_back(std::mem::take(record));
             return;
         }
         let behind = state.lanes.close(&record.lane, record.sequence);
@@ -250,8 +250,8 @@ impl Shared {
         slot.delivered = true;
         let connected = if role == Role::Main { state.health.up() } else { None };
         if role == Role::Probing {
-            for record in state.lanes.delivered(topic, sequence) {
-                self.admit(&mut state, record);
+            for mut record in state.lanes.delivered(topic, sequence) {
+                self.admit(&mut state, &mut record);
             }
         }
         drop(state);
@@ -321,12 +321,12 @@ impl Shared {
         slot.producer = Some(producer);
         slot.worker = Some(thread::current());
         slot.delivered = false;
-        for record in std::mem::take(&mut slot.waiting) {
+        for mut record in std::mem::take(&mut slot.waiting) {
             if state.lanes.is_closed(&record.lane) {
                 state.lanes.hand_back(&record.lane, record.sequence);
                 self.report_failed(record.sequence, PublishError::Withdrawn); // One before it has just failed.
             } else {
-                self.publish(&mut state, role, record);
+                self.publish(&mut state, role, &mut record);
             }
         }
     }

@@ -4,11 +4,12 @@
 //! oldest goes first again. A lane opens with one record, and goes on only when that is confirmed: what is wrong with a topic shows on the first.
 //! Pure: time and reports are arguments, sending is the caller's.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::in_flight::InFlight;
+use super::sequences::SequenceSet;
 use super::{Disposition, PublishError};
 use crate::journal::Stored;
 
@@ -340,7 +341,7 @@ impl Lane {
     }
 
     /// Takes out those that were given up, as far as they are not in flight.
-    pub fn give_up(&mut self, given_up: &HashSet<u64>) -> Vec<Item> {
+    pub fn give_up(&mut self, given_up: &SequenceSet) -> Vec<Item> {
         let mut out: Vec<Item> = self.failed.extract_if(.., |item| given_up.contains(&item.sequence())).collect();
         let (gone, rest): (Vec<Item>, Vec<Item>) =
             self.queue.drain(..).partition(|item| given_up.contains(&item.sequence()));

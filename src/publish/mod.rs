@@ -2,11 +2,7 @@
 //!
 //! A lane is output × topic (or routing key). [`Sink`] is all that Kafka, RabbitMQ and the console have in common.
 
-use std::sync::Arc;
-
 use tokio::sync::mpsc::UnboundedSender;
-
-use crate::clock::Timestamp;
 
 mod books;
 pub mod console;
@@ -20,6 +16,7 @@ mod output;
 mod publisher;
 mod status;
 pub mod rabbitmq;
+mod record;
 mod replay;
 pub mod routes;
 mod sequences;
@@ -29,30 +26,8 @@ pub mod topology;
 mod window;
 
 pub use publisher::{ConsoleWriter, Publisher};
+pub use record::{Headers, Record};
 pub use status::{HeldTopic, OutputStatus, Outputs};
-
-/// One event as it goes to a broker.
-#[derive(Debug)]
-pub struct Record {
-    /// The event's number in the journal; a [`Report`] names the record by it.
-    pub sequence: u64,
-    /// Kafka's topic, RabbitMQ's routing key.
-    pub lane: Arc<str>,
-    /// CloudEvents `partitionkey`: Kafka's key.
-    pub key: String,
-    /// MIME type of the payload: Kafka's header `content-type`, AMQP's property `content_type`.
-    pub content_type: &'static str,
-    /// Message headers beside `content-type`: `ce_…` in Kafka's binary mode, `x-webhook-signature`, `x-webhook-timestamp`.
-    pub headers: Vec<(&'static str, String)>,
-    /// CloudEvents `id`: AMQP's `message_id`.
-    pub id: String,
-    /// CloudEvents `type`: AMQP's `type`.
-    pub event_type: String,
-    /// AMQP's `timestamp`.
-    pub received_at: Timestamp,
-    /// The structured envelope, or in Kafka's binary mode the raw body (which may be empty, but is never null).
-    pub payload: Vec<u8>,
-}
 
 /// What a sink says. Each record that was sent gets exactly one `Delivered` or `Failed`, in whatever order.
 #[derive(Debug)]
@@ -172,8 +147,9 @@ pub type Reports = UnboundedSender<Report>;
 /// A broker, as an output sees it. Made by its module's `new(.., reports: Reports)` inside a tokio runtime, on which it may spawn tasks
 /// that end when it is dropped.
 pub trait Sink: Send {
-    /// Hands one record over. Never blocks; records of one lane are published in the order of the calls.
-    fn send(&mut self, record: Record);
+    /// Hands one record over. Never blocks; records of one lane are published in the order of the calls. A sink that needs it for longer takes it
+    /// away; what it leaves is memory for the next.
+    fn send(&mut self, record: &mut Record);
 
     /// Whether a topic's fault can show as nothing but silence, so that a lane that hears nothing for long counts as held.
     fn is_silent_on_faults(&self) -> bool {

@@ -1,7 +1,6 @@
 //! One output: reads the journal in order, hands events to their lanes, lanes' records to the sink, and what came of them back to the journal.
 
-use std::collections::{HashSet, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,23 +8,26 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+mod handover;
 mod looking;
 mod outcomes;
 mod pace;
 mod reading;
 
+pub(super) use self::handover::Encode;
+use self::handover::Handover;
 use self::pace::Pace;
 use super::books::{Books, UNSAVED_MAX};
 use super::lane::Lane;
 use super::replay::Replays;
 use super::routes::Router;
-use super::sequences::SequenceMap;
+use super::sequences::{SequenceMap, SequenceSet};
 use super::series::Series;
 use super::window::Window;
-use super::{Outputs, PublishError, Record, Report, Sink};
+use super::{Outputs, Report, Sink};
 use crate::clock;
 use crate::config::OutputName;
-use crate::journal::{Journal, OutputRow, Read, Reader, Stored};
+use crate::journal::{Journal, OutputRow, Read, Reader};
 use crate::metrics::Metrics;
 
 /// In memory at one output, in flight or about to be. DESIGN §7 allows 10,000; with a fifth of that the records stay in the processor's
@@ -56,9 +58,6 @@ pub(super) enum Ended {
     JournalReplaced,
 }
 
-/// Makes the record of an event for a lane; true: for what `journal replay` sends.
-pub(super) type Encode = Box<dyn Fn(Arc<str>, &Stored, bool) -> Record + Send>;
-
 /// What an output is made of.
 pub(super) struct Parts {
     pub name: OutputName,
@@ -80,12 +79,11 @@ pub(super) struct Output {
     pub(super) name: OutputName,
     pub(super) number: u32,
     row: OutputRow,
-    pub(super) sink: Box<dyn Sink>,
+    pub(super) handover: Handover,
     reports: UnboundedReceiver<Report>,
     pub(super) journal: Journal,
     journal_id: Arc<str>,
     pub(super) reader: Reader,
-    pub(super) encode: Encode,
     pub(super) router: Router,
     pub(super) metrics: Arc<Metrics>,
     series: Series,
@@ -106,10 +104,10 @@ pub(super) struct Output {
     /// The last event that was given to a lane. Rows behind it are a crash's, and wait until their turn comes.
     walked_through: u64,
     /// Events behind the cursor that the last process gave a row.
-    rows_beyond: HashSet<u64>,
+    rows_beyond: SequenceSet,
     pub(super) books: Books,
     /// Given up by order: behind the reading, ahead, or in flight.
-    pub(super) given_up: HashSet<u64>,
+    pub(super) given_up: SequenceSet,
     pub(super) replays: Replays,
     looked_at: Instant,
     read_again_at: Option<Instant>,
@@ -137,10 +135,10 @@ impl Output {
             read_through: row.cursor,
             ahead: VecDeque::new(),
             walked_through: row.cursor,
-            rows_beyond: HashSet::new(),
+            rows_beyond: SequenceSet::default(),
             books: Books::new(Arc::clone(&journal_id), &row, now),
             journal_id,
-            given_up: HashSet::new(),
+            given_up: SequenceSet::default(),
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
@@ -150,10 +148,9 @@ impl Output {
             series: Series::new(&name, &metrics),
             name,
             row,
-            sink,
+            handover: Handover::new(encode, sink),
             reports,
             journal,
-            encode,
             router,
             metrics,
             status,
@@ -253,12 +250,10 @@ impl Output {
         while self.connected && self.may_send() {
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
-            let record = record(&self.encode, Arc::clone(&topic), &item.stored, false);
             worked = true;
             self.open.insert(sequence, lane);
-            match record {
-                Ok(record) => self.sink.send(record),
-                Err(error) => self.failed(sequence, error, now),
+            if let Err(error) = self.handover.send(Arc::clone(&topic), &item.stored, false) {
+                self.failed(sequence, error, now);
             }
         }
         worked
@@ -321,11 +316,6 @@ impl Output {
         let wake_at = all.min().unwrap_or(look).max(now + Duration::from_millis(10));
         self.rests_until.map_or(wake_at, |until| until.min(wake_at))
     }
-}
-
-/// Pure work on one event: what is wrong with it must not stop the others.
-pub(super) fn record(encode: &Encode, lane: Arc<str>, stored: &Stored, replayed: bool) -> Result<Record, PublishError> {
-    catch_unwind(AssertUnwindSafe(|| encode(lane, stored, replayed))).map_err(|_| PublishError::NoEnvelope)
 }
 
 /// What was shown of its topics ends with it; another one begins anew.

@@ -168,7 +168,7 @@ impl One {
                 reports: inbox,
                 journal: self.journal.clone(),
                 journal_id,
-                encode: Box::new(move |lane, stored, replayed| encoder.record(lane, stored, replayed)),
+                encode: Box::new(move |record, lane, stored, replayed| encoder.fill(record, lane, stored, replayed)),
                 router: Router::new(routes),
                 metrics: Arc::clone(&self.metrics),
                 status: self.status.clone(),

@@ -66,9 +66,9 @@ impl RabbitMq {
 }
 
 impl Sink for RabbitMq {
-    fn send(&mut self, record: Record) {
+    fn send(&mut self, record: &mut Record) {
         // The task ends only when this sender is gone, or with the runtime.
-        let _ = self.records.send(record);
+        let _ = self.records.send(std::mem::take(record));
     }
 }
 

@@ -1,13 +1,14 @@
 //! What orders ask of an output: not to send what was given up, and to send again what was published. Replays go beside the lanes, in batches
 //! that wait for their end: they are no debt, so they hold up nothing, count in no ledger, and keep no order among new events.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::output::{Output, record};
+use super::output::Output;
+use super::sequences::SequenceSet;
 use super::{Disposition, Place, PublishError};
 use crate::journal::{Outcome, Read, Stored};
 
@@ -65,11 +66,10 @@ impl Output {
                 continue; // The next walk finds it again.
             }
             let sequence = stored.sequence;
-            let record = record(&self.encode, Arc::clone(&topic), &stored, true);
+            let handed_over = self.handover.send(Arc::clone(&topic), &stored, true);
             self.replays.open.insert(sequence, (stored, topic));
-            match record {
-                Ok(record) => self.sink.send(record),
-                Err(error) => self.replay_ended(sequence, Err(error), now),
+            if let Err(error) = handed_over {
+                self.replay_ended(sequence, Err(error), now);
             }
             sent = true;
         }
@@ -115,7 +115,7 @@ impl Output {
             }
         }
         // What was read and not yet given to a lane is passed over there, and what is not read yet, when it is; what is in flight may come back.
-        let ahead: HashSet<u64> = self.ahead.iter().map(Read::sequence).collect();
+        let ahead: SequenceSet = self.ahead.iter().map(Read::sequence).collect();
         let lanes = &self.lanes;
         self.given_up.retain(|sequence| ahead.contains(sequence) || lanes.iter().any(|lane| lane.is_open(*sequence)));
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::clock::{Timestamp, rfc3339_seconds};
+use crate::clock::{Rfc3339, Timestamp, rfc3339_seconds};
 use crate::config::OutputName;
 
 /// An output as its publisher sees it now.
@@ -23,7 +23,7 @@ pub struct OutputStatus {
     /// One line, without any content of events or secrets.
     pub last_error: Option<String>,
     /// RFC 3339 UTC.
-    pub last_error_at: Option<String>,
+    pub last_error_at: Option<Rfc3339>,
     /// Of the oldest pending event; 0 when there is none.
     pub oldest_pending_age_seconds: f64,
 }

@@ -106,7 +106,7 @@ impl Output {
                 lane.pending.pop_front();
                 lane.open.insert(number);
                 let (_, key, size) = &self.records[&number];
-                self.sink.send(record(&lane.name, number, key, *size));
+                self.sink.send(&mut record(&lane.name, number, key, *size));
             }
         }
     }
@@ -176,17 +176,16 @@ impl Output {
 fn record(lane: &Arc<str>, number: u64, key: &str, size: usize) -> Record {
     let mut payload = format!("{number:020}").into_bytes();
     payload.resize(size.max(20), b'.');
-    Record {
+    let mut record = Record {
         sequence: number,
         lane: Arc::clone(lane),
         key: key.to_owned(),
         content_type: "text/plain",
-        headers: vec![("x-webhook-timestamp", "1736937000".to_owned())],
-        id: String::new(),
-        event_type: String::new(),
-        received_at: Timestamp::default(),
         payload,
-    }
+        ..Record::default()
+    };
+    record.headers.push("x-webhook-timestamp", "1736937000");
+    record
 }
 
 /// Keys and numbers of all that lies in a topic, partition by partition as they lie there.

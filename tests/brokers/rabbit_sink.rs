@@ -28,7 +28,7 @@ async fn messages_carry_their_properties() {
     let url = broker.url();
     let mut bench = Bench::new("sink-properties", &url, &url, FieldTable::default()).await;
     bench.bind("sipsim.#").await;
-    bench.sink.send(record("sipsim.call.test", 7, 10));
+    bench.sink.send(&mut record("sipsim.call.test", 7, 10));
     assert_eq!(bench.verdicts(1).await[&7], Ok(()));
     let options = BasicGetOptions { no_ack: true };
     let message = bench.admin.basic_get("sink-properties".into(), options).await.unwrap().unwrap();
@@ -55,7 +55,7 @@ async fn unroutable_records_among_a_thousand_routed_ones_are_told_from_them() {
     let mut bench = Bench::new("sink-unroutable", &url, &url, FieldTable::default()).await;
     bench.bind("routed").await;
     for sequence in 0..1_000 {
-        bench.sink.send(record(if sequence % 2 == 0 { "routed" } else { "nowhere" }, sequence, 100));
+        bench.sink.send(&mut record(if sequence % 2 == 0 { "routed" } else { "nowhere" }, sequence, 100));
     }
     let verdicts = bench.verdicts(1_000).await;
     for (sequence, verdict) in &verdicts {
@@ -157,11 +157,11 @@ async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
     let url = broker.url();
     let mut bench = Bench::new("sink-gone", &url, &url, FieldTable::default()).await;
     bench.bind("gone").await;
-    bench.sink.send(record("gone", 1, 10));
+    bench.sink.send(&mut record("gone", 1, 10));
     assert_eq!(bench.verdicts(1).await[&1], Ok(()));
     bench.admin.exchange_delete("sink-gone".into(), ExchangeDeleteOptions::default()).await.unwrap();
     for sequence in 2..100 {
-        bench.sink.send(record("gone", sequence, 10));
+        bench.sink.send(&mut record("gone", sequence, 10));
     }
     let mut first = None;
     let mut verdicts = BTreeMap::new();
@@ -179,7 +179,7 @@ async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
     assert_eq!(first, Some(PublishError::TopicMissing));
     // The next channel declares it again; nothing is bound yet.
     let verdict = loop {
-        bench.sink.send(record("gone", 2, 10));
+        bench.sink.send(&mut record("gone", 2, 10));
         match bench.next().await {
             Report::Failed { error: PublishError::Disconnected, .. } | Report::Lost { .. } | Report::Connected => {}
             Report::Failed { error, .. } => break error,
@@ -188,7 +188,7 @@ async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
     };
     assert_eq!(verdict, PublishError::Unroutable);
     bench.bind("gone").await;
-    bench.sink.send(record("gone", 2, 10));
+    bench.sink.send(&mut record("gone", 2, 10));
     assert_eq!(bench.verdicts(1).await[&2], Ok(()));
     bench.tidy().await;
 }
@@ -203,7 +203,7 @@ async fn a_full_queue_that_rejects_shows_as_nack() {
     let mut bench = Bench::new("sink-full", &url, &url, arguments).await;
     bench.bind("full").await;
     for sequence in 1..=50 {
-        bench.sink.send(record("full", sequence, 10));
+        bench.sink.send(&mut record("full", sequence, 10));
     }
     let verdicts = bench.verdicts(50).await;
     let delivered: Vec<u64> =
@@ -226,7 +226,7 @@ async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
     let mut verdicts = BTreeMap::new();
     for _ in 0..20 {
         for sequence in 1..=3 {
-            bench.sink.send(record("large", sequence, if sequence == 2 { 2_000_000 } else { 10 }));
+            bench.sink.send(&mut record("large", sequence, if sequence == 2 { 2_000_000 } else { 10 }));
         }
         verdicts = bench.verdicts(3).await;
         if Broker::is_given() && verdicts[&2] == Ok(()) {
@@ -238,12 +238,12 @@ async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
         }
     }
     assert!(matches!(verdicts[&2], Err(PublishError::Suspect(_))), "{verdicts:?}");
-    bench.sink.send(record("large", 2, 2_000_000));
+    bench.sink.send(&mut record("large", 2, 2_000_000));
     assert_eq!(bench.verdicts(1).await[&2], Err(PublishError::TooLarge));
     // It is parked, and the next is handed back once: it was not among those that failed.
-    bench.sink.send(record("large", 4, 10));
+    bench.sink.send(&mut record("large", 4, 10));
     assert_eq!(bench.verdicts(1).await[&4], Err(PublishError::Withdrawn));
-    bench.sink.send(record("large", 4, 10));
+    bench.sink.send(&mut record("large", 4, 10));
     assert_eq!(bench.verdicts(1).await[&4], Ok(()));
     bench.tidy().await;
 }
@@ -320,7 +320,7 @@ async fn tls_trusts_whom_it_was_told_to_and_names_what_it_does_not() {
     let (sink, said) = sink(at("localhost", &tls.certificate));
     (bench.sink, bench.reports) = (sink, said);
     assert!(matches!(bench.next().await, Report::Connected));
-    bench.sink.send(record("tls", 1, 100_000));
+    bench.sink.send(&mut record("tls", 1, 100_000));
     assert_eq!(bench.verdicts(1).await[&1], Ok(()));
     assert_eq!(bench.received().await, [1]);
     bench.tidy().await;
@@ -359,7 +359,7 @@ async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
     let until = Instant::now() + Duration::from_secs(7);
     while Instant::now() < until {
         sequence += 1;
-        bench.sink.send(record("reload", sequence, 10));
+        bench.sink.send(&mut record("reload", sequence, 10));
         assert_eq!(bench.verdicts(1).await[&sequence], Ok(()));
     }
     assert_eq!(connections().await, first);
@@ -370,7 +370,7 @@ async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
     loop {
         for _ in 0..100 {
             sequence += 1;
-            bench.sink.send(record("reload", sequence, 10));
+            bench.sink.send(&mut record("reload", sequence, 10));
         }
         assert!(bench.verdicts(100).await.values().all(Result::is_ok));
         let now = connections().await;
@@ -379,7 +379,7 @@ async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
         }
         assert!(Instant::now() < until, "still {now:?}");
     }
-    bench.sink.send(record("reload", sequence + 1, 10));
+    bench.sink.send(&mut record("reload", sequence + 1, 10));
     assert_eq!(bench.verdicts(1).await[&(sequence + 1)], Ok(()));
     assert_eq!(bench.received().await, (1..=sequence + 1).collect::<Vec<_>>());
     bench.tidy().await;
@@ -393,7 +393,7 @@ async fn more_lanes_than_channels_take_turns() {
     let mut bench = Bench::new("sink-lanes", &format!("{url}?channel_max=4"), &url, FieldTable::default()).await;
     bench.bind("lane.*").await;
     for sequence in 0..300 {
-        bench.sink.send(record(&format!("lane.{}", sequence % 10), sequence, 10));
+        bench.sink.send(&mut record(&format!("lane.{}", sequence % 10), sequence, 10));
     }
     assert!(bench.verdicts(300).await.values().all(Result::is_ok));
     let received = bench.received().await;

@@ -145,7 +145,7 @@ fn normalizing(fixture: &Fixture, _: &mut Rng, input: &[u8]) {
     }
     let binary = envelope(Mode::Binary, &stored);
     assert_eq!(binary.payload, input);
-    for (_, value) in structured.headers.iter().chain(&binary.headers) {
+    for (_, value) in structured.headers.iter().chain(binary.headers.iter()) {
         assert!(!value.contains(char::is_control), "{value:?} is no header");
     }
     let again = imported(&export::write(&stored, JOURNAL)).expect("what was exported can be imported");

@@ -87,7 +87,7 @@ mod tests {
         let check = |text: &str, expected: &str| {
             let moment = moment(text).unwrap_or_else(|error| panic!("{text}: {error}"));
             let (since, _) = between(Some(&moment), None, NOW);
-            assert_eq!(since.unwrap().rfc3339(), expected, "{text}");
+            assert_eq!(since.unwrap().rfc3339().as_str(), expected, "{text}");
         };
         check("10:00", "2025-01-15T10:00:00.000000Z");
         check("10:00:01.5", "2025-01-15T10:00:01.500000Z");
@@ -108,7 +108,7 @@ mod tests {
         let ends = |since: &str, until: &str| {
             let (since, until) = (moment(since).unwrap(), moment(until).unwrap());
             let (since, until) = between(Some(&since), Some(&until), NOW);
-            (since.unwrap().rfc3339(), until.unwrap().rfc3339())
+            (since.unwrap().rfc3339().to_string(), until.unwrap().rfc3339().to_string())
         };
         assert_eq!(
             ends("10:00", "11:00"),

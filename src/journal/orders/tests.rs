@@ -1,6 +1,8 @@
 use super::super::progress::{self, Outcome, Settlement};
 use super::super::{About, Kept, ledger, row};
 use super::*;
+use crate::authenticate::{SignatureText, TimestampText};
+use crate::clock::Rfc3339;
 use crate::config::Name;
 use crate::normalize::{Content, EventId, EventName};
 use crate::publish::Place;
@@ -28,12 +30,12 @@ fn event(sequence: u64) -> Event {
         account,
         name: EventName::from_stored(if sequence.is_multiple_of(3) { "tags" } else { "sms" }),
         subject: None,
-        time: String::new(),
+        time: Rfc3339::new(),
         call_status: None,
         content: Content::Json,
-        signed_text: "1".into(),
+        signed_text: TimestampText::from("1").unwrap(),
         signed_at: 1,
-        signature: String::new(),
+        signature: SignatureText::new(),
         received_at: Timestamp::from_seconds(sequence as i64),
         replayed: false,
         body: body.into(),

@@ -30,12 +30,12 @@ struct Lane {
 /// What to do with a record.
 #[derive(Debug)]
 pub enum Admission {
-    Publish(Record),
+    Publish,
     /// Publish it where a refusal stops nothing else.
-    Probe(Record),
-    /// It waits for the probe before it.
+    Probe,
+    /// It was taken, and waits for the probe before it.
     Kept,
-    TurnedBack(Record),
+    TurnedBack,
 }
 
 impl Lanes {
@@ -43,26 +43,26 @@ impl Lanes {
     /// has not read the report, and what it sends would overtake. It sends none again before all are reported, and then the oldest first.
     ///
     /// An output that parks what failed goes on with a record that is new here, which is turned back once and then let through.
-    pub fn admit(&mut self, record: Record) -> Admission {
+    pub fn admit(&mut self, record: &mut Record) -> Admission {
         let lane = match self.0.get_mut(&record.lane) {
             Some(known) => known,
             None => self.0.entry(Arc::clone(&record.lane)).or_default(),
         };
         if let Some(handed_back) = &mut lane.handed_back {
             if handed_back.insert(record.sequence) {
-                return Admission::TurnedBack(record);
+                return Admission::TurnedBack;
             }
             lane.handed_back = None;
         }
         if lane.probe.is_some() {
-            lane.behind.push_back(record);
+            lane.behind.push_back(std::mem::take(record));
             return Admission::Kept;
         }
         if lane.refused || lane.suspects.contains(&record.sequence) {
             lane.probe = Some(record.sequence);
-            return Admission::Probe(record);
+            return Admission::Probe;
         }
-        Admission::Publish(record)
+        Admission::Publish
     }
 
     pub fn is_closed(&self, lane: &str) -> bool {
@@ -125,30 +125,19 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
 
     fn record(lane: &str, sequence: u64) -> Record {
-        Record {
-            sequence,
-            lane: lane.into(),
-            key: String::new(),
-            content_type: "text/plain",
-            headers: Vec::new(),
-            id: String::new(),
-            event_type: String::new(),
-            received_at: Timestamp::default(),
-            payload: Vec::new(),
-        }
+        Record { sequence, lane: lane.into(), ..Record::default() }
     }
 
     /// `p`ublished, `?` as a probe, `k`ept behind one, `t`urned back.
     fn admit(lanes: &mut Lanes, lane: &str, sequences: impl IntoIterator<Item = u64>) -> String {
-        let admissions = sequences.into_iter().map(|sequence| lanes.admit(record(lane, sequence)));
+        let admissions = sequences.into_iter().map(|sequence| lanes.admit(&mut record(lane, sequence)));
         let letter = |admission| match admission {
-            Admission::Publish(_) => 'p',
-            Admission::Probe(_) => '?',
+            Admission::Publish => 'p',
+            Admission::Probe => '?',
             Admission::Kept => 'k',
-            Admission::TurnedBack(_) => 't',
+            Admission::TurnedBack => 't',
         };
         admissions.map(letter).collect()
     }

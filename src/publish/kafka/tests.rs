@@ -8,7 +8,6 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::clock::Timestamp;
 use crate::config::{KafkaSecurity, Mode, Routes};
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
@@ -53,7 +52,7 @@ impl Sunk {
     fn send(&mut self, lane: &str, sequences: impl IntoIterator<Item = u64>) {
         let lane: Arc<str> = lane.into();
         for sequence in sequences {
-            self.sink.send(record(&lane, sequence, "key"));
+            self.sink.send(&mut record(&lane, sequence, "key"));
         }
     }
 
@@ -86,17 +85,16 @@ impl Sunk {
 }
 
 fn record(lane: &Arc<str>, sequence: u64, key: &str) -> Record {
-    Record {
+    let mut record = Record {
         sequence,
         lane: Arc::clone(lane),
         key: key.into(),
         content_type: "text/plain",
-        headers: vec![("x-webhook-timestamp", "1736937000".into())],
-        id: String::new(),
-        event_type: String::new(),
-        received_at: Timestamp::default(),
         payload: sequence.to_string().into_bytes(),
-    }
+        ..Record::default()
+    };
+    record.headers.push("x-webhook-timestamp", "1736937000");
+    record
 }
 
 #[tokio::test]
@@ -165,11 +163,12 @@ fn what_waits_for_the_next_producer_does_not_overtake_a_failure_either() {
     let (lane, other): (Arc<str>, Arc<str>) = ("lane".into(), "other".into());
     for (lane, sequence) in [(&lane, 1), (&lane, 2), (&other, 3), (&lane, 4)] {
         let mut state = shared.state();
-        let Admission::Publish(record) = state.lanes.admit(record(lane, sequence, "key")) else { panic!("{sequence}") };
+        let mut record = record(lane, sequence, "key");
+        let Admission::Publish = state.lanes.admit(&mut record) else { panic!("{sequence}") };
         if sequence == 1 {
             state.main.open.insert(1); // The producer had this one, and failed.
         } else {
-            shared.publish(&mut state, Role::Main, record);
+            shared.publish(&mut state, Role::Main, &mut record);
         }
     }
     shared.failed(Role::Main, 1, "lane", PublishError::TooLarge, true);

@@ -28,7 +28,7 @@ impl Output {
             }
             let lane = &mut self.lanes[lane];
             // Only Kafka's silence means the topic's; of another broker it is the broker's own, and shown as such.
-            let held = lane.held(now).filter(|_| self.sink.is_silent_on_faults() || !lane.is_stalled(now));
+            let held = lane.held(now).filter(|_| self.handover.sink.is_silent_on_faults() || !lane.is_stalled(now));
             if held != lane.shown {
                 show_held(&self.metrics, &self.name, lane, held);
             }
@@ -58,7 +58,7 @@ impl Output {
     /// A pipe that nobody reads, or a broker that hangs, says nothing of itself.
     fn look_for_silence(&mut self, now: Instant) {
         let stalled =
-            self.connected && !self.sink.is_silent_on_faults() && self.lanes.iter().any(|lane| lane.is_stalled(now));
+            self.connected && !self.handover.sink.is_silent_on_faults() && self.lanes.iter().any(|lane| lane.is_stalled(now));
         if stalled == self.stalled {
             return;
         }

@@ -8,9 +8,9 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use super::*;
 use crate::authenticate::Verified;
 use crate::config::{self, Config, Mode, Routes};
-use crate::journal::{Felt, Options, Writer};
+use crate::journal::{Felt, Options, Stored, Writer};
 use crate::normalize::normalize;
-use crate::publish::Place;
+use crate::publish::{Place, Record};
 use crate::publish::encode::Encoder;
 
 /// A journal for the one output `console`, once it is open.
@@ -46,8 +46,8 @@ struct Broker {
 }
 
 impl Sink for Broker {
-    fn send(&mut self, record: Record) {
-        self.taken.send(String::from_utf8(record.payload).unwrap()).unwrap();
+    fn send(&mut self, record: &mut Record) {
+        self.taken.send(String::from_utf8(record.payload.clone()).unwrap()).unwrap();
         self.reports.send(Report::Delivered { sequence: record.sequence, place: Place::Confirmed }).unwrap();
     }
 }
@@ -77,9 +77,9 @@ fn output(journal: &Journal, encode: Encode) -> (Output, UnboundedReceiver<Strin
 fn encode(encoded: impl Fn(&Stored) + Send + 'static) -> Encode {
     let encoder =
         Encoder { mode: Mode::Binary, source: String::new(), relay: String::new(), journal_id: String::new() };
-    Box::new(move |lane, stored, replayed| {
+    Box::new(move |record, lane, stored, replayed| {
         encoded(stored);
-        encoder.record(lane, stored, replayed)
+        encoder.fill(record, lane, stored, replayed)
     })
 }
 

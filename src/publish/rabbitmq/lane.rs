@@ -260,8 +260,8 @@ fn properties(record: &Record) -> BasicProperties {
         properties = properties.with_type(event_type);
     }
     let mut headers = FieldTable::default();
-    for (name, value) in &record.headers {
-        headers.insert((*name).into(), AMQPValue::LongString(LongString::from(value.as_str())));
+    for (name, value) in record.headers.iter() {
+        headers.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
     }
     properties.with_headers(headers)
 }
@@ -269,20 +269,9 @@ fn properties(record: &Record) -> BasicProperties {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
 
     fn record(sequence: u64) -> Record {
-        Record {
-            sequence,
-            lane: "k".into(),
-            key: String::new(),
-            content_type: "",
-            headers: Vec::new(),
-            id: String::new(),
-            event_type: String::new(),
-            received_at: Timestamp::default(),
-            payload: Vec::new(),
-        }
+        Record { sequence, lane: "k".into(), ..Record::default() }
     }
 
     /// What the lane does with these records: `+` takes, `-` hands back.

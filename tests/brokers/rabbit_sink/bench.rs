@@ -109,17 +109,20 @@ pub fn sink(settings: Settings) -> (RabbitMq, UnboundedReceiver<Report>) {
 }
 
 pub fn record(lane: &str, sequence: u64, size: usize) -> Record {
-    Record {
+    let mut record = Record {
         sequence,
         lane: lane.into(),
         key: "call_1".into(),
         content_type: "application/cloudevents+json; charset=UTF-8",
-        headers: vec![("x-webhook-signature", "abc".into()), ("x-webhook-timestamp", "1736937000".into())],
-        id: format!("id-{sequence}"),
+        id: format!("id-{sequence}").as_str().try_into().unwrap(),
         event_type: "com.sipsim.test".into(),
         received_at: Timestamp::from_seconds(1_736_937_001),
         payload: format!(r#"{{"relaysequence":"{sequence:020}","data":"{}"}}"#, "x".repeat(size)).into_bytes(),
-    }
+        ..Record::default()
+    };
+    record.headers.push("x-webhook-signature", "abc");
+    record.headers.push("x-webhook-timestamp", "1736937000");
+    record
 }
 
 /// A sink, and what an operator does to its broker.
@@ -254,7 +257,7 @@ impl Output {
         while !self.held && self.open.len() < 1_000 {
             let Some(sequence) = self.pending.pop_first() else { break };
             self.open.insert(sequence);
-            sink.send(record(&self.lane, sequence, 100));
+            sink.send(&mut record(&self.lane, sequence, 100));
         }
     }
 

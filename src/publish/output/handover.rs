@@ -1,0 +1,37 @@
+//! From an event to the sink, in the memory of one record.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::super::{PublishError, Record, Sink};
+use crate::journal::Stored;
+
+/// Makes the record of an event for a lane, in place of what it is given; true: for what `journal replay` sends.
+pub(in crate::publish) type Encode = Box<dyn Fn(&mut Record, Arc<str>, &Stored, bool) + Send>;
+
+/// The largest payload whose memory is kept for the next.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+
+pub(in crate::publish) struct Handover {
+    encode: Encode,
+    pub sink: Box<dyn Sink>,
+    record: Record,
+}
+
+impl Handover {
+    pub fn new(encode: Encode, sink: Box<dyn Sink>) -> Self {
+        Self { encode, sink, record: Record::default() }
+    }
+
+    /// Hands over an event's record. It is an error, and no report follows, if none can be made.
+    pub fn send(&mut self, lane: Arc<str>, stored: &Stored, replayed: bool) -> Result<(), PublishError> {
+        // Pure work on one event: what is wrong with it must not stop the others. The next one fills the record anew.
+        catch_unwind(AssertUnwindSafe(|| (self.encode)(&mut self.record, lane, stored, replayed)))
+            .map_err(|_| PublishError::NoEnvelope)?;
+        self.sink.send(&mut self.record);
+        if self.record.payload.capacity() > KEPT_BYTES_MAX {
+            self.record.payload = Vec::new();
+        }
+        Ok(())
+    }
+}
