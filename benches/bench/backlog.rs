@@ -48,7 +48,7 @@ pub fn fill(folder: &Path, pending: u64, body_bytes: usize, outputs: &[&str]) ->
                         left.set(rest);
                         let event = work.next_event(clock::now(), &account);
                         let _receipt =
-                            journal.append(event).await.map_err(|error| format!("the journal: {error:?}"))?;
+                            journal.append(Box::new(event)).await.map_err(|error| format!("the journal: {error:?}"))?;
                     }
                     Ok::<(), String>(())
                 })

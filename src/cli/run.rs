@@ -285,7 +285,7 @@ async fn take_in_late(
 ) {
     while let Some(verified) = late.recv().await {
         let account = verified.account.clone();
-        match journal.append(normalize(verified, &extra)).await {
+        match journal.append(Box::new(normalize(verified, &extra))).await {
             Ok(receipt) if receipt.duplicate => {}
             Ok(receipt) => {
                 metrics.accounts.recovered.with_label_values(&[account.as_str()]).inc();

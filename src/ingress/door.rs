@@ -32,11 +32,11 @@ const HASHED_AT_ONCE_MAX: usize = 64 << 10;
 
 /// Where events are kept. The journal is the only one; tests script its answers.
 pub trait Keep: Send + Sync + 'static {
-    fn append(&self, event: Event) -> impl Future<Output = Result<Receipt, AppendError>> + Send;
+    fn append(&self, event: Box<Event>) -> impl Future<Output = Result<Receipt, AppendError>> + Send;
 }
 
 impl Keep for Journal {
-    fn append(&self, event: Event) -> impl Future<Output = Result<Receipt, AppendError>> + Send {
+    fn append(&self, event: Box<Event>) -> impl Future<Output = Result<Receipt, AppendError>> + Send {
         Journal::append(self, event)
     }
 }
@@ -225,12 +225,12 @@ fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>,
 }
 
 /// What is kept of a verified request. Should reading its body panic, the request is kept as it came: it is genuine, and ours is the fault.
-fn event_of(verified: Verified, read: impl FnOnce(&[u8]) -> Derived) -> Result<Event, Refusal> {
+fn event_of(verified: Verified, read: impl FnOnce(&[u8]) -> Derived) -> Result<Box<Event>, Refusal> {
     let derived = unless_panicking(|| read(&verified.body)).unwrap_or_else(|_| {
         warn!(account.name = %verified.account, "reading a genuine webhook failed by a fault in the relay itself; it is kept as `unknown`. Please report it");
         Derived::undecoded()
     });
-    unless_panicking(|| derived.event(verified))
+    unless_panicking(|| Box::new(derived.event(verified)))
 }
 
 /// Runs pure work on one request. A panic in it is that request's alone.

@@ -147,7 +147,7 @@ impl Database {
         let order = self.next_order()?;
         let imported = order.as_ref().map(orders::Waiting::events).unwrap_or_default();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        self.append(group.appends.iter().map(|append| &append.event).chain(&imported), options, &mut written, now)?;
+        self.append(group.appends.iter().map(|append| &*append.event).chain(&imported), options, &mut written, now)?;
         written.imported.extend(imported.into_iter().map(|event| (event.account, event.name)));
         for (progress, _) in &group.progress {
             // What an output did with the events of a file that was set aside meanwhile says nothing of this one's. One that was kept though its commit seemed to fail is not counted again.

@@ -39,7 +39,7 @@ async fn fill(folder: &Path) {
     let (journal, writer) = Journal::open(options, Metrics::new(&config::Config::defaults())).unwrap();
     journal.health_changes().wait_for(|health| *health == Health::Ready).await.unwrap();
     for number in 0..EVENTS {
-        let _ = journal.append(event(number)).await.unwrap();
+        let _ = journal.append(Box::new(event(number))).await.unwrap();
     }
     let row = journal.outputs().remove(0);
     let mut progress = Progress::new(journal.id(), row.number, row.progress + 1);
@@ -89,7 +89,7 @@ async fn refused_for_good(whole: &[u8], at: usize, to: u8) -> Option<Vec<String>
     let (mut in_a_row, mut said) = (0, Vec::new());
     let until = Instant::now() + Duration::from_secs(6);
     while in_a_row < 20 && Instant::now() < until {
-        match tokio::time::timeout(Duration::from_secs(2), journal.append(event(1_000 + in_a_row))).await {
+        match tokio::time::timeout(Duration::from_secs(2), journal.append(Box::new(event(1_000 + in_a_row)))).await {
             Ok(Ok(_)) => in_a_row += 1,
             _ => {
                 in_a_row = 0;

@@ -91,11 +91,7 @@ struct Writer {
 /// One transaction's worth of work.
 #[derive(Default)]
 pub(super) struct Group {
-    #[expect(
-        clippy::vec_box,
-        reason = "as they came: each is of two hundred bytes and more, and a vector of those is copied as it grows"
-    )]
-    pub appends: Vec<Box<Append>>,
+    pub appends: Vec<Append>,
     pub progress: Vec<(Arc<Progress>, ProgressReply)>,
     bytes: usize,
 }
@@ -407,7 +403,7 @@ fn tell(shared: &Shared, step: orders::Step) {
 }
 
 /// Counts a group's new events. Kind by kind: to find a series by its labels costs more than to count, and a group is of few kinds.
-fn count(metrics: &Metrics, appends: &[Box<Append>], receipts: &[Receipt], discarded: &[usize], now: Timestamp) {
+fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded: &[usize], now: Timestamp) {
     let mut kinds: Vec<(&AccountName, &EventName, bool, u64, Timestamp)> = Vec::new();
     let mut heard: Vec<&AccountName> = Vec::new();
     let new = appends.iter().zip(receipts).enumerate().filter(|(_, (_, receipt))| !receipt.duplicate);

@@ -69,7 +69,7 @@ impl Scripted {
 }
 
 impl Keep for Scripted {
-    async fn append(&self, event: Event) -> Result<Receipt, AppendError> {
+    async fn append(&self, event: Box<Event>) -> Result<Receipt, AppendError> {
         self.bodies.lock().unwrap().push(event.body.to_vec());
         self.waiting.send_modify(|waiting| *waiting += 1);
         let told = self.answer.subscribe().wait_for(|script| *script != Script::Wait).await.map(|script| *script);

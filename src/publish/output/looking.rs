@@ -57,8 +57,9 @@ impl Output {
 
     /// A pipe that nobody reads, or a broker that hangs, says nothing of itself.
     fn look_for_silence(&mut self, now: Instant) {
-        let stalled =
-            self.connected && !self.handover.sink.is_silent_on_faults() && self.lanes.iter().any(|lane| lane.is_stalled(now));
+        let stalled = self.connected
+            && !self.handover.sink.is_silent_on_faults()
+            && self.lanes.iter().any(|lane| lane.is_stalled(now));
         if stalled == self.stalled {
             return;
         }

@@ -10,8 +10,8 @@ use crate::authenticate::Verified;
 use crate::config::{self, Config, Mode, Routes};
 use crate::journal::{Felt, Options, Stored, Writer};
 use crate::normalize::normalize;
-use crate::publish::{Place, Record};
 use crate::publish::encode::Encoder;
+use crate::publish::{Place, Record};
 
 /// A journal for the one output `console`, once it is open.
 pub(in crate::publish) async fn journal(folder: &Path) -> (Journal, Writer) {
@@ -35,7 +35,7 @@ async fn open(config: config::Journal) -> (Journal, Writer) {
 pub(in crate::publish) async fn take_in(journal: &Journal, bodies: &[&str]) {
     for body in bodies {
         let event = normalize(Verified::for_test("default", 1_736_937_000, body.as_bytes()), &[]);
-        let _ = journal.append(event).await.unwrap();
+        let _ = journal.append(Box::new(event)).await.unwrap();
     }
 }
 
@@ -156,7 +156,7 @@ async fn a_request_that_waited_long_presses_the_journal_for_a_moment() {
     for time in 0.. {
         db.execute_batch("BEGIN IMMEDIATE").unwrap();
         let event = normalize(Verified::for_test("default", 1_736_937_000, format!("{time}").as_bytes()), &[]);
-        let mut waiting = Box::pin(journal.append(event));
+        let mut waiting = Box::pin(journal.append(Box::new(event)));
         assert!(tokio::time::timeout(Duration::from_millis(210), &mut waiting).await.is_err());
         db.execute_batch("ROLLBACK").unwrap();
         let _ = waiting.await.unwrap();
