@@ -9,8 +9,10 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// A moment as RFC 3339 writes it in UTC, with nine digits of a fraction at the most. In place, since each event has three of them.
-pub type Rfc3339 = ArrayString<{ "2025-01-15T10:30:00.123456789Z".len() }>;
+/// More digits of a second than consumers can hold.
+pub const FRACTION_DIGITS_MAX: usize = 9;
+/// A moment as RFC 3339 writes it in UTC. In place, since each event has three of them.
+pub type Rfc3339 = ArrayString<{ "2025-01-15T10:30:00.Z".len() + FRACTION_DIGITS_MAX }>;
 
 /// The last second that RFC 3339 can write: 9999-12-31T23:59:59Z.
 const SECONDS_MAX: i64 = 253_402_300_799;
@@ -78,8 +80,8 @@ fn utc(seconds: i64) -> PrimitiveDateTime {
     PrimitiveDateTime::new(moment.date(), moment.time())
 }
 
-/// RFC 3339 of a moment in UTC in the years 1 to 9999: its whole seconds, with `fraction` behind them, which is empty or a point and at most nine
-/// digits. Panics if it is longer.
+/// RFC 3339 of a moment in UTC in the years 1 to 9999: its whole seconds, with `fraction` behind them, which is empty or a point and at most
+/// [`FRACTION_DIGITS_MAX`] digits. Panics if it is longer.
 pub fn rfc3339_utc(moment: PrimitiveDateTime, fraction: &str) -> Rfc3339 {
     let mut seconds = *b"0000-00-00T00:00:00";
     put_digits(&mut seconds[..4], moment.year() as u64);
@@ -99,7 +101,8 @@ pub fn rfc3339_utc(moment: PrimitiveDateTime, fraction: &str) -> Rfc3339 {
     text
 }
 
-/// Writes the last digits of a number over zeros, from behind. By hand, since each event has half a dozen numbers and `format!` showed in the profile.
+/// Writes the last digits of a number over zeros, from behind. By hand, since each event has more than a dozen numbers and `format!` showed in
+/// the profile.
 pub fn put_digits(zeros: &mut [u8], mut number: u64) {
     for digit in zeros.iter_mut().rev() {
         if number == 0 {
@@ -126,6 +129,7 @@ mod tests {
     fn moments_are_written_as_rfc3339() {
         let text = |micros| Timestamp::from_micros(micros).rfc3339().to_string();
         assert_eq!(text(1_736_937_000_000_042), "2025-01-15T10:30:00.000042Z");
+        assert_eq!(text(i64::MIN), "0001-01-01T00:00:00.224192Z");
         assert_eq!(text(-1), "1969-12-31T23:59:59.999999Z");
         assert_eq!(rfc3339_seconds(i64::MAX).as_str(), "9999-12-31T23:59:59Z");
     }

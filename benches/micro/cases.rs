@@ -109,12 +109,13 @@ impl Prepared {
         normalize(verified, &[])
     }
 
-    pub fn structured(&self) -> Record {
-        self.encoders[0].record(Arc::clone(&self.lane), &self.stored, false)
+    /// In the memory of the record before, as an output has it.
+    pub fn structured(&self, record: &mut Record) {
+        self.encoders[0].fill(record, Arc::clone(&self.lane), &self.stored, false);
     }
 
-    pub fn binary(&self) -> Record {
-        self.encoders[1].record(Arc::clone(&self.lane), &self.stored, false)
+    pub fn binary(&self, record: &mut Record) {
+        self.encoders[1].fill(record, Arc::clone(&self.lane), &self.stored, false);
     }
 }
 

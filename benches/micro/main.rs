@@ -3,7 +3,8 @@
 
 use std::process::ExitCode;
 
-use divan::Bencher;
+use divan::{Bencher, black_box};
+use sipsim_relay::publish::Record;
 
 mod cases;
 mod instructions;
@@ -51,12 +52,14 @@ fn normalize(bencher: Bencher, case: &Case) {
 #[divan::bench(args = cases::all())]
 fn structured(bencher: Bencher, case: &Case) {
     let prepared = Prepared::of(case);
-    bencher.bench(|| prepared.structured());
+    let mut record = Record::default();
+    bencher.bench_local(|| prepared.structured(black_box(&mut record)));
 }
 
 /// The same in Kafka's binary mode.
 #[divan::bench(args = cases::all())]
 fn binary(bencher: Bencher, case: &Case) {
     let prepared = Prepared::of(case);
-    bencher.bench(|| prepared.binary());
+    let mut record = Record::default();
+    bencher.bench_local(|| prepared.binary(black_box(&mut record)));
 }

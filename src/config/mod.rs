@@ -45,8 +45,7 @@ impl Name {
     /// `None` unless `text` is 1 to 32 of `a` to `z`, `0` to `9`, `_` and `-`.
     pub fn new(text: &str) -> Option<Self> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
-        let is_one = !text.is_empty() && text.bytes().all(allowed);
-        ArrayString::from(text).ok().filter(|_| is_one).map(Self)
+        ArrayString::from(text).ok().filter(|name| !name.is_empty() && name.bytes().all(allowed)).map(Self)
     }
 
     pub fn as_str(&self) -> &str {

@@ -116,9 +116,9 @@ pub fn read(text: &str) -> Result<Event, String> {
     })
 }
 
-/// Exported ones always fit.
+/// What came as a webhook always fits.
 fn bounded<const MAX: usize>(text: &str, key: &str) -> Result<ArrayString<MAX>, String> {
-    ArrayString::from(text).map_err(|_| format!("{key} is longer than {MAX} characters"))
+    ArrayString::from(text).map_err(|_| format!("{key} is longer than {MAX} bytes"))
 }
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ mod tests {
             (line.replace("default", "No Name"), "account is not a name"),
             (line[..40].to_owned(), "not JSON, at column 40"),
             (line.replace("no_answer", "gone"), "call_status is not known"),
-            (line.replace("001736937000", "0001736937000"), "timestamp is longer than 12 characters"),
+            (line.replace("001736937000", "0001736937000"), "timestamp is longer than 12 bytes"),
         ] {
             let error = read(&line).unwrap_err();
             assert!(error.contains(says) && !error.contains("words"), "{error}");

@@ -175,7 +175,7 @@ impl Waiting {
         if self.command != Some(Command::Import) {
             return Vec::new();
         }
-        // The command that left the order has read each line in the same way.
+        // The command that left the order has read each line in the same way, unless it was another version's.
         self.selection.lines().filter_map(|line| export::read(line).ok()).collect()
     }
 }

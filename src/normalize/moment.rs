@@ -2,10 +2,7 @@
 
 use time::{Date, Duration, Month, PrimitiveDateTime, Time};
 
-use crate::clock::{Rfc3339, rfc3339_utc};
-
-/// More digits of a second than consumers can hold.
-const FRACTION_DIGITS_MAX: usize = 9;
+use crate::clock::{FRACTION_DIGITS_MAX, Rfc3339, rfc3339_utc};
 
 /// `text` in UTC with its fraction as sent, cut after 9 digits; `None` unless it has a date, a time with seconds and an offset, as RFC 3339 writes
 /// them or with a space for the `T` or without the colon in the offset, and lies in the years 1 to 9999 both as written and in UTC.

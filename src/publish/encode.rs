@@ -60,7 +60,7 @@ impl Encoder {
         let replayed = replayed || event.replayed;
         match self.mode {
             Mode::Structured => {
-                payload.reserve(self.room(event));
+                payload.reserve_exact(self.room(event));
                 self.attributes(stored, &texts, replayed, |attribute| attribute.write(payload));
                 payload[0] = b'{'; // In place of the first one's comma.
                 write_data(payload, event);

@@ -9,7 +9,7 @@ use crate::journal::Stored;
 /// Makes the record of an event for a lane, in place of what it is given; true: for what `journal replay` sends.
 pub(in crate::publish) type Encode = Box<dyn Fn(&mut Record, Arc<str>, &Stored, bool) + Send>;
 
-/// The largest payload whose memory is kept for the next.
+/// The largest record whose memory is kept for the next.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
 pub(in crate::publish) struct Handover {
@@ -29,8 +29,8 @@ impl Handover {
         catch_unwind(AssertUnwindSafe(|| (self.encode)(&mut self.record, lane, stored, replayed)))
             .map_err(|_| PublishError::NoEnvelope)?;
         self.sink.send(&mut self.record);
-        if self.record.payload.capacity() > KEPT_BYTES_MAX {
-            self.record.payload = Vec::new();
+        if self.record.capacity() > KEPT_BYTES_MAX {
+            self.record = Record::default();
         }
         Ok(())
     }

@@ -78,8 +78,8 @@ fn encode(encoded: impl Fn(&Stored) + Send + 'static) -> Encode {
     let encoder =
         Encoder { mode: Mode::Binary, source: String::new(), relay: String::new(), journal_id: String::new() };
     Box::new(move |record, lane, stored, replayed| {
+        encoder.fill(record, lane, stored, replayed);
         encoded(stored);
-        encoder.fill(record, lane, stored, replayed)
     })
 }
 
