@@ -35,3 +35,33 @@ impl Handover {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authenticate::Verified;
+    use crate::normalize::normalize;
+
+    /// Leaves all that it is given, as Kafka does.
+    struct Copies;
+
+    impl Sink for Copies {
+        fn send(&mut self, _: &mut Record) {}
+    }
+
+    #[test]
+    fn memory_is_kept_for_the_next_record_unless_it_is_large() {
+        let encode: Encode = Box::new(|record, _, stored, _| {
+            record.payload.splice(.., stored.event.body.iter().copied()).for_each(drop)
+        });
+        let mut handover = Handover::new(encode, Box::new(Copies));
+        let mut kept_after = |bytes: usize| {
+            let event = normalize(Verified::for_test("default", 1_736_937_000, &vec![b'x'; bytes]), &[]);
+            handover.send("lane".into(), &Stored { sequence: 1, event }, false).unwrap();
+            handover.record.capacity()
+        };
+        assert!((1_000..=KEPT_BYTES_MAX).contains(&kept_after(1_000)));
+        assert!(kept_after(10) >= 1_000);
+        assert_eq!(kept_after(KEPT_BYTES_MAX + 1), 0);
+    }
+}
