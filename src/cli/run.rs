@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -96,6 +97,8 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
+        // A write past a limit of files' sizes (`ulimit -f`) then fails as on a full disk; left alone, the signal ends the process. Once is for good.
+        drop(signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
 use crate::support::{Load, Relay, wait_until};
 
 #[test]
@@ -34,4 +36,25 @@ fn nothing_answered_2xx_is_lost_over_twenty_kills() {
     assert!(published.iter().all(|body| known.contains(body.as_str())), "something was published that nobody sent");
     let slowest = sent.iter().filter(|one| one.is_accepted()).map(|one| one.latency).max().expect("some were accepted");
     assert!(slowest < Duration::from_secs(2), "a 2xx took {slowest:?}, and SIPSIM gives two seconds");
+}
+
+#[test]
+fn a_limit_of_files_sizes_means_503_and_back_by_itself() {
+    let relay = Relay::start("");
+    let post = |number| relay.post(format!(r#"{{"event":"test","number":{number}}}"#).as_bytes());
+    assert_eq!(post(0).status, 200);
+    let pid = Pid::from_raw(i32::try_from(relay.pid()).expect("a pid"));
+    let before = getrlimit(Resource::Fsize);
+    let limit = |bytes| prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: before.maximum });
+    limit(Some(4096)).expect("one's own child");
+    let refused = post(1);
+    assert_eq!((refused.status, refused.header("retry-after").is_some()), (503, true), "{}", refused.text());
+    assert_eq!(relay.get("/livez").expect("the admin port answers").status, 200);
+    assert!(relay.metrics().get("sipsim_relay_unavailable_total", &[("reason", "disk")]) > 0.0);
+    limit(before.current).expect("one's own child");
+    wait_until("events to be accepted again", Duration::from_secs(30), || post(2).status == 200);
+    wait_until("what was answered 2xx to be published", Duration::from_secs(30), || {
+        let numbers: BTreeSet<_> = relay.envelopes().iter().filter_map(|one| one["data"]["number"].as_u64()).collect();
+        numbers.is_superset(&[0, 2].into())
+    });
 }
