@@ -45,6 +45,7 @@ fn drain(stage: &mut Stage, output: &str, bare: &str, aim: f64) -> Result<Group,
                 &[
                     ("per second", drained.events / drained.seconds),
                     ("CPU µs each", drained.cpu_seconds / drained.events * 1e6),
+                    ("KB written each", drained.written_bytes as f64 / drained.events / 1e3),
                     ("MB at most", Usage::of(relay.running.pid()).resident_max_bytes as f64 / MB),
                 ],
             );

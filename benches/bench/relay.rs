@@ -145,7 +145,7 @@ impl Relay {
     }
 
     /// Waits until `count` events have left `output`, and says how many a second did: from the first look that showed some gone to the first that
-    /// showed all gone, as the bare clients' clocks begin when they are connected. Then the CPU seconds of the same span.
+    /// showed all gone, as the bare clients' clocks begin when they are connected. What was used is of the same span.
     pub fn drained(&self, output: &str, count: u64) -> Result<Drained, String> {
         let label = format!("output=\"{output}\"");
         let began = Instant::now();
@@ -153,11 +153,15 @@ impl Relay {
         loop {
             let text = self.get("/metrics")?;
             let published = Self::metric(&text, "sipsim_relay_events_published_total", &label);
-            let now = (Instant::now(), Usage::of(self.running.pid()).cpu_seconds);
+            let now = (Instant::now(), Usage::of(self.running.pid()));
             if published >= count as f64 {
-                let (since, before, cpu) = first.unwrap_or((began, 0.0, 0.0));
-                let seconds = (now.0 - since).as_secs_f64();
-                return Ok(Drained { events: published - before, seconds, cpu_seconds: now.1 - cpu });
+                let (since, before, used) = first.unwrap_or((began, 0.0, Usage::default()));
+                return Ok(Drained {
+                    events: published - before,
+                    seconds: (now.0 - since).as_secs_f64(),
+                    cpu_seconds: now.1.cpu_seconds - used.cpu_seconds,
+                    written_bytes: now.1.written_bytes - used.written_bytes,
+                });
             }
             if published > 0.0 && first.is_none() {
                 first = Some((now.0, published, now.1));
@@ -175,4 +179,6 @@ pub struct Drained {
     pub events: f64,
     pub seconds: f64,
     pub cpu_seconds: f64,
+    /// Handed to the disk.
+    pub written_bytes: u64,
 }

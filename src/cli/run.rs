@@ -97,7 +97,8 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        // A write past a limit of files' sizes (`ulimit -f`) then fails as on a full disk; left alone, the signal ends the process. Once is for good.
+        // A write past a limit of files' sizes (`ulimit -f`) then fails as on a full disk; left alone, the signal ends the process. tokio keeps a handler
+        // for the life of the process.
         drop(signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
