@@ -53,6 +53,12 @@ pub(super) fn amqp(text: &str, instead: &str) -> Parsed<Amqp> {
     }
     // The very parser that the connection will use.
     let url: lapin::uri::AMQPUri = text.parse().map_err(|error| format!("is no URL of RabbitMQ ({error}); {FORM}"))?;
+    // The name goes to the resolver as it stands, which knows internationalised names by their ASCII form alone.
+    if !url.authority.host.is_ascii() {
+        return Err(
+            "names a host with letters beyond ASCII; write the name's ASCII form, which begins with `xn--`".to_owned()
+        );
+    }
     let username = user.filter(|user| !user.is_empty()).map(|_| url.authority.userinfo.username);
     Ok(Amqp { tls, username })
 }

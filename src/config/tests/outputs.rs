@@ -365,6 +365,7 @@ fn properties_have_their_ranges() {
 fn urls_of_rabbitmq_are_complete_and_without_password() {
     let both = rabbitmq("urls = [\"amqp://a\", \"amqps://b:1/c\"]\nca_file = \"d\"");
     assert_eq!(both.urls, ["amqp://a", "amqps://b:1/c"]);
+    assert_eq!(rabbitmq("urls = [\"amqp://xn--bcher-kva.example\"]").urls, ["amqp://xn--bcher-kva.example"]);
     const FORM: &str = "write amqp://host:port/vhost, such as \"amqp://127.0.0.1:5672/%2f\", or amqps:// for TLS";
     const PASSWORD: &str = "holds a password, which lists of processes and logs would show; use `password_file`, or the variable \
                             RELAY_OUTPUTS__RABBITMQ__PASSWORD";
@@ -387,6 +388,10 @@ fn urls_of_rabbitmq_are_complete_and_without_password() {
             "ends with `/`, which means a virtual host without name; for the default one write `/%2f`".to_owned(),
         ),
         ("amqp://a/b/c", "holds a further `/`; one within a virtual host's name is written `%2f`".to_owned()),
+        (
+            "amqp://bücher.example:5672",
+            "names a host with letters beyond ASCII; write the name's ASCII form, which begins with `xn--`".to_owned(),
+        ),
         ("amqp://a:x", format!("is no URL of RabbitMQ (invalid port number); {FORM}")),
     ] {
         bad_lines("rabbitmq", &[(&format!("urls = [\"{url}\"]"), &format!("urls: {message}"))]);
