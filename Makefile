@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo run brokers test faults bench fuzz
 
-# What the build itself calls: the C compiler and make for librdkafka and SQLite, perl for OpenSSL.
-BUILD_NEEDS := cc:build-essential perl:perl
+# What the build itself wants: the C compiler and make for librdkafka and SQLite, and OpenSSL to link librdkafka with.
+BUILD_NEEDS := cc:build-essential pkg-config:pkg-config /usr/include/openssl/ssl.h:libssl-dev
 
 help: ## shows this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'

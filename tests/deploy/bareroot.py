@@ -68,7 +68,7 @@ def build_root(root, program, authority):
     for library in re.findall(r"(/\S+) \(0x", libraries):
         put(library, library, 0o755)
     names = sorted(re.findall(r"^\s*(\S+?)(?: =>|\s\(|$)", libraries, re.M))
-    allowed = {"linux-vdso.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "/lib64/ld-linux-x86-64.so.2", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
+    allowed = {"linux-vdso.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "/lib64/ld-linux-x86-64.so.2", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libssl.so.3", "libcrypto.so.3"}
     if strange := [name for name in names if name not in allowed]:
         fail(f"the program wants libraries that the image does not have: {strange}")
     put(authority, "/etc/ssl/certs/ca-certificates.crt", 0o644)

@@ -101,7 +101,8 @@ pub fn connection(config: &config::Kafka) -> Result<ClientConfig, String> {
     if protocol.ends_with("SSL") {
         match &security.ca_file {
             Some(path) => set("ssl.ca.location", text_of(path, "security.ca_file")?),
-            // OpenSSL is built in and does not know where this system keeps its certificates; librdkafka looks in the usual places.
+            // An OpenSSL that is built in (feature `vendored`) does not know where this system keeps its certificates; librdkafka looks in the
+            // usual places.
             None => set("ssl.ca.location", "probe"),
         }
         if let Some(path) = &security.certificate_file {
