@@ -10,6 +10,7 @@ mod lane;
 pub mod live;
 mod management;
 mod ready;
+mod runtime;
 mod session;
 mod topology;
 mod window;

@@ -1,6 +1,6 @@
 //! From URLs and files to a connection: shuffled, tried in turn, each within a time, with TLS where the URL says so and never without.
 
-use std::net::{Shutdown, TcpStream};
+use std::net::{self, Shutdown};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
@@ -8,14 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_core::Stream;
-use lapin::tcp::{AsyncTcpStream, RustlsConnector};
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{Connection, ConnectionProperties, Event};
 use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use super::fault;
+use super::runtime::{self, Socket};
 use crate::config::{self, OutputName};
 use crate::publish::{PublishError, tls};
 use crate::secret::Secret;
@@ -100,39 +104,37 @@ async fn open(
         .with_connection_name(format!("sipsim-relay {name}").into())
         .with_client_property("product".into(), "sipsim-relay".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let runtime = lapin::runtime::default_runtime()?;
-    // lapin's own way of connecting knows neither a time limit nor a CA of one's own; this runs on its thread.
+    // lapin's own way of connecting knows neither a time limit nor a CA of one's own. This runs on its thread, within our runtime.
     Connection::connector(
         uri,
-        runtime,
-        async move |uri, runtime| {
-            let open = async {
-                let addresses = runtime.to_socket_addrs((uri.authority.host.clone(), uri.authority.port));
-                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
-                if let AsyncTcpStream::Plain(socket) = &stream {
-                    let socket = socket.get_ref();
-                    // Nobody listens on a port of the range that clients get theirs from: Linux may then connect a socket to itself.
-                    if socket.local_addr()? == socket.peer_addr()? {
-                        return Err(std::io::ErrorKind::ConnectionRefused.into());
-                    }
-                    hold(&line, socket)?;
-                }
-                match (&uri.scheme, &tls) {
-                    (AMQPScheme::AMQP, _) => Ok(stream),
-                    (AMQPScheme::AMQPS, Some(tls)) => {
-                        stream.into_rustls(&RustlsConnector::from(tls.clone()), &uri.authority.host).await
-                    }
-                    (AMQPScheme::AMQPS, None) => Err(std::io::Error::other("TLS is not set up")),
-                }
-            };
-            match timeout(CONNECT_MAX, open).await {
-                Ok(opened) => Ok(opened?),
-                Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
-            }
+        runtime::current(),
+        async move |uri, _| match timeout(CONNECT_MAX, stream(&uri, tls.as_ref(), &line)).await {
+            Ok(opened) => Ok(AsyncTcpStream::Plain(opened?)),
+            Err(_) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
         },
         properties,
     )
     .await
+}
+
+/// TCP, and TLS on it where the URL says so.
+async fn stream(uri: &AMQPUri, tls: Option<&Arc<ClientConfig>>, line: &Mutex<Held>) -> std::io::Result<Socket> {
+    let host = uri.authority.host.as_str();
+    let plain = TcpStream::connect((host, uri.authority.port)).await?;
+    // Nobody listens on a port of the range that clients get theirs from: Linux may then connect a socket to itself.
+    if plain.local_addr()? == plain.peer_addr()? {
+        return Err(std::io::ErrorKind::ConnectionRefused.into());
+    }
+    plain.set_nodelay(true)?;
+    hold(line, &plain)?;
+    match (&uri.scheme, tls) {
+        (AMQPScheme::AMQP, _) => Ok(runtime::socket(plain)),
+        (AMQPScheme::AMQPS, Some(tls)) => {
+            let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
+            Ok(runtime::socket(TlsConnector::from(tls.clone()).connect(name, plain).await?))
+        }
+        (AMQPScheme::AMQPS, None) => Err(std::io::Error::other("TLS is not set up")),
+    }
 }
 
 /// The socket's other handle, which cuts the line when it is dropped. lapin's thread waits on its socket for as long as the connection exists, and
@@ -144,7 +146,7 @@ struct Line(Arc<Mutex<Held>>);
 enum Held {
     #[default]
     Nothing,
-    Socket(TcpStream),
+    Socket(net::TcpStream),
     Cut,
 }
 
@@ -153,7 +155,7 @@ fn hold(line: &Mutex<Held>, socket: &impl AsFd) -> std::io::Result<()> {
     if let Held::Cut = *held {
         return Err(std::io::ErrorKind::TimedOut.into());
     }
-    *held = Held::Socket(TcpStream::from(socket.as_fd().try_clone_to_owned()?));
+    *held = Held::Socket(net::TcpStream::from(socket.as_fd().try_clone_to_owned()?));
     Ok(())
 }
 
