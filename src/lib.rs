@@ -10,7 +10,7 @@
 //! | [`journal`] | `Event` → [`journal::Receipt`], then [`journal::Stored`] | SQLite, one writer thread, one commit for all that wait |
 //! | [`publish`] | `Stored` → the broker's confirmation | lanes, envelope bytes, retry, holding, parking |
 //!
-//! Around them: [`config`], [`cli`], [`admin`], [`metrics`], [`simulate`]; beneath them [`clock`] and [`secret`].
+//! Around them: [`config`], [`cli`], [`admin`], [`metrics`], [`simulate`]; beneath them [`certificate`], [`clock`] and [`secret`].
 //!
 //! What always holds:
 //! - Answer 200 can only be built from a [`journal::Receipt`], and only the journal makes one, after a sync.
@@ -29,5 +29,6 @@ pub mod config;
 pub mod metrics;
 pub mod simulate;
 
+pub mod certificate;
 pub mod clock;
 pub mod secret;

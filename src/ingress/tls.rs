@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 
 use super::connection::Malformed;
 use super::registry::{Phase, Watched};
+use crate::certificate;
 use crate::config;
 use crate::metrics::Metrics;
 
@@ -192,9 +193,7 @@ impl Pair {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| of_certificate(error.to_string()))?;
         let first = chain.first().ok_or_else(|| of_certificate("it holds no PEM certificate".into()))?;
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(first).map_err(|error| of_certificate(error.to_string()))?;
-        let expiry = parsed.validity().not_after.timestamp();
+        let expiry = certificate::end(first).map_err(of_certificate)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|error| of_key(error.to_string()))?;
         let certified =
             CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| of_key(error.to_string()))?;

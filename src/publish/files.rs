@@ -10,6 +10,7 @@ use rustls_pki_types::pem::PemObject;
 use tracing::warn;
 
 use super::tls;
+use crate::certificate;
 use crate::config::{Output, OutputKind};
 use crate::metrics::Metrics;
 use crate::secret::PasswordSource;
@@ -81,8 +82,7 @@ fn expiry(path: &Path) -> Result<i64, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     let first = CertificateDer::pem_slice_iter(&bytes).next().ok_or("it holds no certificate in PEM")?;
     let first = first.map_err(|error| error.to_string())?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(&first).map_err(|error| error.to_string())?;
-    Ok(parsed.validity().not_after.timestamp())
+    certificate::end(&first)
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Target;
 use super::http::Connection;
+use crate::certificate;
 
 /// A plain or a TLS stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -48,7 +48,7 @@ impl Connector {
             return Ok(Connection::new(Box::new(plain)));
         };
         let stream = connector.connect(name.clone(), plain).await.map_err(|error| self.no_tls(&error))?;
-        let ends = stream.get_ref().1.peer_certificates().and_then(|chain| not_after(chain.first()?));
+        let ends = stream.get_ref().1.peer_certificates().and_then(|chain| certificate::end(chain.first()?).ok());
         self.certificate_ends.store(ends.unwrap_or(0), Ordering::Relaxed);
         Ok(Connection::new(Box::new(stream)))
     }
@@ -117,10 +117,4 @@ fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
 
 fn server_name(host: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is neither a host name nor an address"))
-}
-
-/// Seconds since 1970.
-fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(certificate.validity().not_after.timestamp())
 }
