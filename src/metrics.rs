@@ -1,13 +1,15 @@
 //! Every metric, declared once, with the rise that means trouble in its comment. Labels come from closed sets and configured names, never from
 //! a request, and every series that can be known exists from the start.
 
+mod process;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::clock::Timestamp;
@@ -157,8 +159,6 @@ impl Metrics {
         };
         let build = int_gauge_vec(&metrics.registry, "build_info", "Which version runs.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        #[cfg(target_os = "linux")]
-        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
         metrics.create_series(config);
         Arc::new(metrics)
     }
@@ -178,10 +178,11 @@ impl Metrics {
                 self.publish.oldest_pending_age.with_label_values(&[output]).set(0.0);
             }
         }
-        let mut text = Vec::with_capacity(64 * 1024);
+        let mut text = String::with_capacity(64 * 1024);
+        process::write(&mut text);
         // Writing to memory cannot fail, and every family has the type that it was registered with.
-        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
-        text
+        let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
+        text.into_bytes()
     }
 
     fn create_series(&self, config: &Config) {
