@@ -13,7 +13,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use sipsim_relay::clock::Timestamp;
 use sipsim_relay::config::{self, KafkaSecurity, Mode, Name, Routes};
 use sipsim_relay::publish::kafka::{Kafka, Made, create_topics};
 use sipsim_relay::publish::{Disposition, Record, Report, Sink};

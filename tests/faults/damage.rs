@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::support::alone::Alone;
 use crate::support::shim::journal_files;
 use crate::support::{finish, wait_until};
-use crate::{count, disk, seed};
+use super::{count, disk, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;
@@ -51,7 +51,7 @@ fn whichever_page_is_destroyed_the_relay_accepts_and_nothing_is_lost_unreported(
     let pages = whole.len() / PAGE;
     let mut chosen: Vec<usize> = (0..pages).collect();
     random.shuffle(&mut chosen);
-    chosen.truncate(count("FAULTS_PAGES", 6));
+    chosen.truncate(count("FAULTS_PAGES", 3));
     for page in chosen {
         for entry in fs::read_dir(scene.relay.path("data")).expect("the folder").filter_map(Result::ok) {
             if entry.file_name().to_string_lossy().starts_with("journal.db") {

@@ -106,8 +106,8 @@ fn a_disk_that_still_fails_is_not_believed_because_there_is_nothing_to_write() {
 #[test]
 fn single_errors_here_and_there_promise_nothing_and_a_kill_among_them_loses_nothing() {
     let mut scene = Alone::prepare("[journal]\nsize_max = \"32 MiB\"\nfree_min = \"0\"\n");
-    let mut random = fastrand::Rng::with_seed(crate::seed());
-    let rounds = crate::count("FAULTS_ERRORS", 12);
+    let mut random = fastrand::Rng::with_seed(super::seed());
+    let rounds = super::count("FAULTS_ERRORS", 12);
     for round in 0..rounds {
         scene.relay.run_with_output_blocked();
         let load = scene.load(8);
@@ -188,7 +188,7 @@ pub fn pending(scene: &mut Alone, settled: bool) {
 #[test]
 fn rubbish_behind_the_log_s_end_and_a_missing_index_cost_nothing() {
     let mut scene = Alone::prepare("");
-    let mut random = fastrand::Rng::with_seed(crate::seed());
+    let mut random = fastrand::Rng::with_seed(super::seed());
     for what in ["noise", "half a frame again", "no index", "an index of noise"] {
         eprintln!("-- {what}");
         pending(&mut scene, false);

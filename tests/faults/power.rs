@@ -7,7 +7,7 @@ use crate::support::oracle::Verdict;
 use crate::support::scene::WINDOW;
 use crate::support::shim::{Knob, LOG, MAIN, Unsynced};
 use crate::support::wait_until;
-use crate::{count, seed};
+use super::{count, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Cuts between two full drains, so that the journal, which is small here, does not fill.

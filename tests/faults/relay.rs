@@ -8,7 +8,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use crate::support::alone::Alone;
 use crate::support::shim::{EIO, ENOSPC, Knob, Unsynced};
 use crate::support::{Client, PATH, SECRET, Sent, now, sign, wait_until};
-use crate::{count, seed};
+use super::{count, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use sipsim_relay::ingress::framing::Framing;
 
-use crate::Fixture;
+use super::Fixture;
 
 pub const SEEDS: &[&str] = &[
     "POST /w HTTP/1.1\r\nHost: r\r\nContent-Length: 5\r\n\r\n{\"\n\"}POST /w HTTP/1.1\r\nHost: r\r\ncontent-length: 0\r\n\r\nGET / HTTP/1.1\r\n\r\n",

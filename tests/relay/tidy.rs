@@ -85,3 +85,24 @@ fn payloads_are_json_and_each_event_has_one() {
     // `incoming_call_end_chain_member_call` has none: no page of SIPSIM's shows it.
     assert_eq!(payloads.len(), 14, "{payloads:?}");
 }
+
+/// A file that no `mod` names is not compiled, and nobody notices that its tests do not run.
+#[test]
+fn every_file_of_the_tests_is_compiled() {
+    let mut folders = vec![root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        let parents = [folder.join("mod.rs"), folder.with_extension("rs"), folder.join("integration.rs")];
+        let parent = parents.into_iter().find(|file| file.is_file());
+        let modules = parent.map_or_else(String::new, |file| fs::read_to_string(file).expect("text"));
+        for entry in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+            let module = entry.file_stem().expect("a name").to_string_lossy().into_owned();
+            let is_rust = entry.extension().is_some_and(|end| end == "rs") || entry.join("mod.rs").is_file();
+            let is_named = modules.lines().any(|line| line.trim_start_matches("pub ") == format!("mod {module};"));
+            let stands_alone = matches!(&*module, "mod" | "integration");
+            assert!(!is_rust || stands_alone || is_named, "{}: no module names it", entry.display());
+            if entry.is_dir() {
+                folders.push(entry);
+            }
+        }
+    }
+}

@@ -80,7 +80,7 @@ fn forged() -> String {
         4..8 => digit(at, &flipped),
         8 => digit(at, &flipped).to_uppercase(),
         9 => sign(&timestamp, &format!("{body} ")),
-        10 => sign(&timestamp, &crate::forge::body()),
+        10 => sign(&timestamp, &super::forge::body()),
         11 => sign(&other_time, &body),
         12 => crate::support::sign(OTHER_SECRET, &timestamp, body.as_bytes()),
         13 => return request(OTHER_PATH, &timestamp, &genuine, &body),

@@ -41,15 +41,6 @@ enum Line {
     Secure(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
-impl Line {
-    fn socket(&self) -> &TcpStream {
-        match self {
-            Self::Plain(socket) => socket,
-            Self::Secure(stream) => stream.get_ref(),
-        }
-    }
-}
-
 impl Read for Line {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -144,15 +135,6 @@ impl Client {
             body
         };
         Ok(answer)
-    }
-
-    /// Whether the server has closed its side: an end, or an error other than that nothing came within `limit`.
-    pub fn is_closed_within(&mut self, limit: Duration) -> bool {
-        let _ = self.stream.get_ref().socket().set_read_timeout(Some(limit));
-        match self.stream.fill_buf() {
-            Ok(bytes) => bytes.is_empty(),
-            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
-        }
     }
 
     fn chunks(&mut self) -> io::Result<Vec<u8>> {

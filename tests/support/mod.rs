@@ -2,7 +2,6 @@
 //! remembers every answer ([`Load`]), and real brokers ([`Brokers`]).
 //!
 //! Nothing here calls the product's own code: what a test expects must not be computed by what it tests.
-#![allow(dead_code, unused_imports, reason = "each test binary uses its part of it")]
 
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
@@ -21,8 +20,8 @@ mod http;
 mod load;
 mod metrics;
 mod odd;
-mod proxy;
 pub mod oracle;
+mod proxy;
 mod relay;
 pub mod scene;
 pub mod shim;
@@ -32,7 +31,7 @@ pub mod troubles;
 pub mod whole;
 
 pub use brokers::{Brokers, Message};
-pub use forged::{Forged, forged};
+pub use forged::forged;
 pub use http::{Answer, Client};
 pub use load::{Load, Sent};
 pub use metrics::Metrics;

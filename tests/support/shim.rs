@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::Relay;
@@ -42,9 +43,7 @@ pub enum Knob {
     LazyLog = 6,
     /// What was synced is kept, for [`Shim::cut_power`].
     KeepImage = 7,
-    /// Counted by the shim: writes, syncs, and calls that were made to fail.
-    Writes = 8,
-    Syncs = 9,
+    /// Counted by the shim: calls that were made to fail. The two fields before it count writes and syncs, and no test asks for them.
     Failed = 10,
     /// Seconds by which the clock of the day is ahead; see [`Shim::set_clock`].
     ClockAhead = 11,
@@ -179,16 +178,24 @@ fn mix(synced: &mut Vec<u8>, real: &[u8], dirty: &[u8], unsynced: Unsynced, rand
     count
 }
 
-/// The shim, compiled once a process.
+/// The shim, compiled once: its file is named after what its source says.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/disk.c");
-        let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("disk-{}.so", std::process::id()));
-        let mut command = Command::new("cc");
-        command.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o"]).arg(&library).arg(&source);
-        let output = command.args(["-ldl", "-lpthread"]).output().expect("a C compiler, as the build needs it anyway");
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let digest = hex::encode(Sha256::digest(fs::read(&source).expect("the shim's source")));
+        let library = folder.join(format!("disk-{}.so", &digest[..12]));
+        if !library.exists() {
+            let made = TempDir::new_in(folder).expect("a folder in the target folder");
+            let part = made.path().join("disk.so");
+            let mut command = Command::new("cc");
+            command.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o"]).arg(&part).arg(&source);
+            let output = command.args(["-ldl", "-lpthread"]).output().expect("a C compiler, as the build needs it anyway");
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            // In one step, as other tests may look for it at this moment.
+            fs::rename(part, &library).expect("it takes its place");
+        }
         library
     })
 }

@@ -2,9 +2,6 @@
 //! brought back, the secret rotated, three scaled to two, while the broker is away. No answer but 2xx, except inside a process at its kill -9; no event
 //! lost. `make rollout` is the long form (ROLLOUT_ROUNDS, ROLLOUT_DELAY).
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod balancer;
 mod load;
 
@@ -13,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use balancer::Balancer;
 use load::{Load, Once};
-use support::oracle::{self, Arrived, KINDS};
-use support::{Brokers, Relay, Sent, finish, wait_until, whole};
+use crate::support::oracle::{self, Arrived, KINDS};
+use crate::support::{self, Brokers, Relay, Sent, finish, wait_until, whole};
 
 const RATE: u32 = 300;
 const NEXT_SECRET: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";

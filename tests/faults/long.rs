@@ -1,35 +1,9 @@
-//! Crashes and outages in their long form, as `make faults` runs them. The seed that decided is printed: FAULTS_SEED repeats it.
-//!
-//! FAULTS_KILLS (100), FAULTS_STEPS (60), FAULTS_PARKED (1000) and FAULTS_BACKLOG (200000) say how long. The modules need no broker, and `make test` runs them in their
-//! short form: FAULTS_KILLS (30), FAULTS_CUTS (12), FAULTS_MIX (20), FAULTS_ERRORS (12), FAULTS_DROPS (4) and FAULTS_PAGES (6).
-
-#[path = "../support/mod.rs"]
-mod support;
-
-mod damage;
-mod disk;
-mod power;
-mod relay;
-mod versions;
+//! With real brokers, minutes each: the gate leaves these out (tests/nextest.toml). Shorter forms of most are in tests/brokers.
 
 use std::time::Duration;
 
-use support::{fates, scene, troubles};
-
-fn from_environment(name: &str, otherwise: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} wants a number, not {text:?}")),
-        Err(_) => otherwise,
-    }
-}
-
-fn count(name: &str, otherwise: u64) -> usize {
-    usize::try_from(from_environment(name, otherwise)).expect("it fits")
-}
-
-fn seed() -> u64 {
-    from_environment("FAULTS_SEED", fastrand::u64(..1_000_000))
-}
+use super::{count, from_environment, seed};
+use crate::support::{fates, scene, troubles};
 
 #[test]
 fn kills_under_load() {

@@ -1,10 +1,8 @@
 //! Real Kafka and real RabbitMQ, read back by clients that are not ours too.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod contract;
 mod infrastructure;
+mod kafka_sink;
 mod live;
 mod odd;
 mod rabbit_sink;

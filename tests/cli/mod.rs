@@ -217,11 +217,11 @@ fn ctrl_c_ends_a_simulation_with_its_table() {
 fn a_panic_says_where_and_never_what() {
     let ourselves = std::env::current_exe().unwrap();
     let output =
-        Command::new(ourselves).args(["--exact", "panics_with_content", "--ignored", "--nocapture"]).output().unwrap();
+        Command::new(ourselves).args(["--exact", "cli::panics_with_content", "--ignored", "--nocapture"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    assert_eq!(stderr.matches("panic at tests/cli.rs:").count(), 2, "{stderr}");
-    assert!(stderr.contains("thread panics_with_content") && stderr.contains("ERROR"), "{stderr}");
+    assert_eq!(stderr.matches(concat!("panic at ", file!(), ":")).count(), 2, "{stderr}");
+    assert!(stderr.contains("thread cli::panics_with_content") && stderr.contains("ERROR"), "{stderr}");
     assert!(!stderr.contains("+33639980000"), "{stderr}");
 }
 
