@@ -4,6 +4,7 @@ mod bench;
 mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapin::options::{
@@ -20,12 +21,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use bench::{Bench, Broker, PATIENCE, record, settings, sink};
+use bench::{Bench, PATIENCE, record, settings, sink};
+
+use crate::support::{Brokers, RABBITMQ_MESSAGE_MAX};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_carry_their_properties() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let mut bench = Bench::new("sink-properties", &url, &url, FieldTable::default()).await;
     bench.bind("sipsim.#").await;
     bench.sink.send(&mut record("sipsim.call.test", 7, 10));
@@ -50,8 +53,8 @@ async fn messages_carry_their_properties() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unroutable_records_among_a_thousand_routed_ones_are_told_from_them() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let mut bench = Bench::new("sink-unroutable", &url, &url, FieldTable::default()).await;
     bench.bind("routed").await;
     for sequence in 0..1_000 {
@@ -75,8 +78,8 @@ async fn unroutable_records_among_a_thousand_routed_ones_are_told_from_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let mut bench = Bench::new("sink-flapping", &url, &url, FieldTable::default()).await;
     let count = 20_000;
     let admin = bench.admin.clone();
@@ -107,18 +110,18 @@ async fn a_binding_that_comes_and_goes_loses_nothing_and_keeps_the_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_line_fails_each_open_record_once_and_comes_back() {
-    let broker = Broker::shared();
-    let url = broker.url();
-    let address = broker.address();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
+    let address = broker.rabbitmq_address();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxied = url.replace(&address, &listener.local_addr().unwrap().to_string());
+    let proxied = url.replace(&address.to_string(), &listener.local_addr().unwrap().to_string());
     let (cuts, mut cut) = tokio::sync::broadcast::channel::<()>(1);
     let proxy = {
         let cuts = cuts.clone();
         tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
-                let mut far = TcpStream::connect(&address).await.unwrap();
+                let mut far = TcpStream::connect(address).await.unwrap();
                 let mut cut = cuts.subscribe();
                 tokio::spawn(async move {
                     tokio::select! {
@@ -153,8 +156,8 @@ async fn a_cut_line_fails_each_open_record_once_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let mut bench = Bench::new("sink-gone", &url, &url, FieldTable::default()).await;
     bench.bind("gone").await;
     bench.sink.send(&mut record("gone", 1, 10));
@@ -195,8 +198,8 @@ async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_that_rejects_shows_as_nack() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(3));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
@@ -219,18 +222,18 @@ async fn a_full_queue_that_rejects_shows_as_nack() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let mut bench = Bench::new("sink-large", &url, &url, FieldTable::default()).await;
     bench.bind("large").await;
     let mut verdicts = BTreeMap::new();
     for _ in 0..20 {
         for sequence in 1..=3 {
-            bench.sink.send(&mut record("large", sequence, if sequence == 2 { 2_000_000 } else { 10 }));
+            bench.sink.send(&mut record("large", sequence, if sequence == 2 { RABBITMQ_MESSAGE_MAX } else { 10 }));
         }
         verdicts = bench.verdicts(3).await;
-        if Broker::is_given() && verdicts[&2] == Ok(()) {
-            eprintln!("the given broker takes 2 MB: nothing was tested");
+        if broker.is_given("rabbitmq") && verdicts[&2] == Ok(()) {
+            eprintln!("the given broker takes so much: nothing was tested");
             return bench.tidy().await;
         }
         if verdicts[&2] != Err(PublishError::TooLarge) {
@@ -238,7 +241,7 @@ async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
         }
     }
     assert!(matches!(verdicts[&2], Err(PublishError::Suspect(_))), "{verdicts:?}");
-    bench.sink.send(&mut record("large", 2, 2_000_000));
+    bench.sink.send(&mut record("large", 2, RABBITMQ_MESSAGE_MAX));
     assert_eq!(bench.verdicts(1).await[&2], Err(PublishError::TooLarge));
     // It is parked, and the next is handed back once: it was not among those that failed.
     bench.sink.send(&mut record("large", 4, 10));
@@ -250,8 +253,8 @@ async fn a_record_too_large_is_told_alone_and_suspected_among_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_a_missing_vhost_and_a_closed_port_say_so() {
-    let broker = Broker::shared();
-    let address = broker.address();
+    let broker = Brokers::shared();
+    let address = broker.rabbitmq_address();
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     for (url, expected) in [
         (format!("amqp://guest:wrong@{address}/%2f"), "password is wrong"),
@@ -268,8 +271,8 @@ async fn a_wrong_password_a_missing_vhost_and_a_closed_port_say_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_topology_is_made_and_made_again() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     let queues = [("sink-made.call".to_owned(), "sipsim.call.*".to_owned())];
     let expected = [
         "exchange \"sink-made\" (topic, durable)",
@@ -294,22 +297,25 @@ async fn the_topology_is_made_and_made_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_trusts_whom_it_was_told_to_and_names_what_it_does_not() {
-    let broker = Broker::shared();
-    let Some(tls) = &broker.tls else { return eprintln!("the given broker's TLS is not known: nothing was tested") };
-    let (plain, bench) = (broker.url(), "sink-tls");
-    let mut bench = Bench::new(bench, &plain, &plain, FieldTable::default()).await;
+    let broker = Brokers::shared();
+    if broker.is_given("rabbitmq") {
+        return eprintln!("the given broker's TLS is not known: nothing was tested");
+    }
+    let (port, certificate) = (broker.address("RABBITMQ_TLS").port(), broker.certificate());
+    let plain = broker.rabbitmq().to_owned();
+    let mut bench = Bench::new("sink-tls", &plain, &plain, FieldTable::default()).await;
     bench.bind("tls").await;
     let other = tempfile::NamedTempFile::new().unwrap();
     let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     std::fs::write(other.path(), stranger.cert.pem()).unwrap();
     let at = |host: &str, ca: &std::path::Path| Settings {
         ca_file: Some(ca.to_owned()),
-        ..settings(&format!("amqps://guest:guest@{host}:{}/%2f", tls.port), "sink-tls")
+        ..settings(&format!("amqps://guest:guest@{host}:{port}/%2f"), "sink-tls")
     };
     for (settings, expected) in [
         (at("localhost", other.path()), "not trusted"),
-        (at("127.0.0.1", &tls.certificate), "another host name"),
-        (Settings { urls: vec![plain.replace("amqp:", "amqps:")], ..at("localhost", &tls.certificate) }, "no TLS"),
+        (at("127.0.0.1", &certificate), "another host name"),
+        (Settings { urls: vec![plain.replace("amqp:", "amqps:")], ..at("localhost", &certificate) }, "no TLS"),
     ] {
         let (_sink, mut said) = sink(settings);
         let Some(Report::Lost { detail, .. }) = timeout(PATIENCE, said.recv()).await.unwrap() else {
@@ -317,7 +323,7 @@ async fn tls_trusts_whom_it_was_told_to_and_names_what_it_does_not() {
         };
         assert!(detail.contains(expected), "{detail}");
     }
-    let (sink, said) = sink(at("localhost", &tls.certificate));
+    let (sink, said) = sink(at("localhost", &certificate));
     (bench.sink, bench.reports) = (sink, said);
     assert!(matches!(bench.next().await, Report::Connected));
     bench.sink.send(&mut record("tls", 1, 100_000));
@@ -326,33 +332,45 @@ async fn tls_trusts_whom_it_was_told_to_and_names_what_it_does_not() {
     bench.tidy().await;
 }
 
+/// Takes 10 to 20 s: the sink looks for a changed file every few seconds, and the wrong password has to have been seen.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
-    if Broker::is_given() {
+    let broker = Arc::new(Brokers::shared());
+    if broker.is_given("rabbitmq") {
         return eprintln!("the given broker's users are not ours: nothing was tested");
     }
-    let broker = Broker::shared();
-    let url = broker.url();
+    let url = broker.rabbitmq().to_owned();
     let mut bench = Bench::new("sink-reload", &url, &url, FieldTable::default()).await;
     bench.bind("reload").await;
-    broker.brokers.rabbitmqctl(&["add_user", "rolling", "one"]);
-    broker.brokers.rabbitmqctl(&["set_permissions", "rolling", ".*", ".*", ".*"]);
+    let set_password = |password: &str| {
+        let order = serde_json::json!({ "password": password, "tags": "" });
+        broker.ask("PUT", "/api/users/reloading", &order.to_string());
+    };
+    set_password("one");
+    let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+    broker.ask("PUT", "/api/permissions/%2f/reloading", all);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "one\n").unwrap();
     let password = PasswordSource { file: Some(file.path().to_owned()), environment: None };
-    let settings = Settings { username: Some("rolling".into()), password, ..settings(&url, "sink-reload") };
+    let settings = Settings { username: Some("reloading".into()), password, ..settings(&url, "sink-reload") };
     (bench.sink, bench.reports) = sink(settings);
     assert!(matches!(bench.next().await, Report::Connected));
     let connections = async || {
-        let listed = tokio::task::spawn_blocking({
-            let broker = broker.clone();
-            move || broker.brokers.rabbitmqctl(&["list_connections", "user", "pid", "--quiet"])
-        });
+        let broker = broker.clone();
+        let listed = tokio::task::spawn_blocking(move || broker.ask("GET", "/api/connections", "").json());
         let listed = listed.await.unwrap();
-        listed.lines().filter(|line| line.contains("rolling")).map(str::to_owned).collect::<BTreeSet<_>>()
+        let ours = listed.as_array().unwrap().iter().filter(|connection| connection["user"] == "reloading");
+        ours.map(|connection| connection["name"].to_string()).collect::<BTreeSet<_>>()
     };
-    let first = connections().await;
-    assert_eq!(first.len(), 1);
+    let until = Instant::now() + PATIENCE;
+    let first = loop {
+        // The management pages show a connection a moment after it stands.
+        let first = connections().await;
+        if first.len() == 1 {
+            break first;
+        }
+        assert!(Instant::now() < until, "{first:?}");
+    };
     // The broker does not know this one; the connection that stands goes on.
     std::fs::write(file.path(), "wrong").unwrap();
     let mut sequence = 0;
@@ -364,7 +382,7 @@ async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
     }
     assert_eq!(connections().await, first);
     // This one it knows: another connection, and records are neither lost nor refused meanwhile.
-    broker.brokers.rabbitmqctl(&["change_password", "rolling", "two"]);
+    set_password("two");
     std::fs::write(file.path(), "two").unwrap();
     let until = Instant::now() + PATIENCE;
     loop {
@@ -387,8 +405,8 @@ async fn a_changed_password_needs_no_restart_and_a_wrong_one_costs_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_lanes_than_channels_take_turns() {
-    let broker = Broker::shared();
-    let url = broker.url();
+    let broker = Brokers::shared();
+    let url = broker.rabbitmq().to_owned();
     // Two of the four are left for declaring.
     let mut bench = Bench::new("sink-lanes", &format!("{url}?channel_max=4"), &url, FieldTable::default()).await;
     bench.bind("lane.*").await;

@@ -10,38 +10,48 @@ use rustix::process::Signal;
 
 use crate::support::oracle::{self, KINDS};
 use crate::support::scene::{self, Scene, assert_all_accepted_in_time};
-use crate::support::{Load, wait_until};
+use crate::support::{Brokers, Load, wait_until};
 
 const LONG: Duration = Duration::from_secs(90);
 const BOTH: [&str; 2] = ["kafka", "rabbitmq"];
 
+/// Takes half a minute: twenty starts, and half of the kills wait until Kafka is connected again.
 #[test]
 fn twenty_kills_under_load_lose_alter_and_reorder_nothing() {
     scene::kills("kills", 20, 20);
 }
 
+/// Takes half a minute: Kafka starts twice, and hangs.
 #[test]
-fn a_broker_that_stops_dies_or_hangs_under_load_delays_its_events_and_nothing_else() {
-    let scene = Scene::start("outages", "");
+fn a_kafka_that_stops_dies_or_hangs_under_load_delays_its_events_and_nothing_else() {
+    outages("kafka");
+}
+
+/// Takes half a minute: RabbitMQ starts twice, 7 s each, and hangs.
+#[test]
+fn a_rabbitmq_that_stops_dies_or_hangs_under_load_delays_its_events_and_nothing_else() {
+    outages("rabbitmq");
+}
+
+fn outages(broker: &str) {
+    let scene = Scene::start(Brokers::own(), "outages", "");
     let load = scene.load_paced(8, Duration::from_millis(10));
     let more = || {
         let more = load.accepted() + 300;
         wait_until("some more events to be accepted", LONG, || load.accepted() >= more);
     };
-    for broker in BOTH {
-        more();
-        scene.brokers.stop_one(broker);
-        more();
-        scene.brokers.start_one(broker);
-        more();
-        scene.brokers.kill_one(broker);
-        more();
-        scene.brokers.start_one(broker);
-        more();
-        scene::signal(&scene.brokers, broker, Signal::STOP);
-        more();
-        scene::signal(&scene.brokers, broker, Signal::CONT);
-    }
+    more();
+    scene.brokers.stop_one(broker);
+    more();
+    scene.brokers.start_one(broker);
+    more();
+    scene.brokers.kill_one(broker);
+    more();
+    scene.brokers.start_one(broker);
+    more();
+    scene.brokers.signal(broker, Signal::STOP);
+    more();
+    scene.brokers.signal(broker, Signal::CONT);
     // Some more while the backlog drains.
     more();
     let sent = load.stop();
@@ -51,9 +61,10 @@ fn a_broker_that_stops_dies_or_hangs_under_load_delays_its_events_and_nothing_el
     scene.judge(&sent, 3);
 }
 
+/// Takes 10 s: what is held is tried again after pauses that grow.
 #[test]
 fn unroutable_events_wait_for_their_binding_while_the_routed_go_on() {
-    let scene = Scene::prepare("unroutable", "");
+    let scene = Scene::prepare(Brokers::shared(), "unroutable", "");
     let (routed, unrouted) = (["tags", "incoming_call_start"], "outgoing_call_end");
     for kind in KINDS {
         scene.make_topic(kind, &[]);
@@ -62,12 +73,14 @@ fn unroutable_events_wait_for_their_binding_while_the_routed_go_on() {
     for kind in routed {
         scene.bind(kind, kind);
     }
+    let (proxy, outputs) = scene.rabbitmq_proxied(&scene.both());
+    scene.configure(&outputs, "");
     let scene = scene.up();
     // In one go, so that a thousand and more are in flight together.
-    scene::signal(&scene.brokers, "rabbitmq", Signal::STOP);
+    proxy.freeze(true);
     let load = scene.load(16);
     wait_until("a backlog", LONG, || load.accepted() >= 3_000);
-    scene::signal(&scene.brokers, "rabbitmq", Signal::CONT);
+    proxy.freeze(false);
     let more = load.accepted() + 500;
     wait_until("some more events to be accepted", LONG, || load.accepted() >= more);
     let mut sent = load.stop();
@@ -88,9 +101,10 @@ fn unroutable_events_wait_for_their_binding_while_the_routed_go_on() {
     scene.judge(&sent, 1);
 }
 
+/// Takes 10 s: what is held is tried again after pauses that grow.
 #[test]
 fn events_that_a_full_queue_refuses_wait_until_it_has_room() {
-    let scene = Scene::prepare("nack", "");
+    let scene = Scene::prepare(Brokers::shared(), "nack", "");
     let kinds = ["tags", "incoming_call_start"];
     for kind in kinds {
         // A classic one: a quorum queue took over 10 s to hear of a changed limit.
@@ -117,9 +131,10 @@ fn events_that_a_full_queue_refuses_wait_until_it_has_room() {
     scene.assert_ledger("rabbitmq", &verdict, 0);
 }
 
+/// Takes 10 s: what is held is tried again after pauses that grow.
 #[test]
 fn a_topic_made_late_gets_its_events_in_order_and_held_up_no_other() {
-    let scene = Scene::prepare("late", "");
+    let scene = Scene::prepare(Brokers::shared(), "late", "");
     let (made, late) = (["tags", "incoming_call_start"], "outgoing_call_end");
     for kind in made {
         scene.make_topic(kind, &[]);
@@ -148,19 +163,19 @@ fn a_topic_made_late_gets_its_events_in_order_and_held_up_no_other() {
 
 #[test]
 fn a_record_too_large_for_its_topic_is_parked_alone() {
-    let scene = Scene::prepare("large", "");
+    let scene = Scene::prepare(Brokers::own(), "large", "");
     scene.make_topic("tags", &[("max.message.bytes", "20000")]);
     scene.configure(&scene.kafka_output("{event}"), "");
     let scene = scene.up();
     // All of them in one batch.
-    scene::signal(&scene.brokers, "kafka", Signal::STOP);
+    scene.brokers.signal("kafka", Signal::STOP);
     let load = Load::start(&scene.relay, 1, |client, number| {
         let body = oracle::body_of("tags", client, number);
         if number == 50 { body.replace("  ", &" ".repeat(30_000)) } else { body }
     });
     wait_until("a backlog", LONG, || load.accepted() >= 100);
     let sent = load.stop();
-    scene::signal(&scene.brokers, "kafka", Signal::CONT);
+    scene.brokers.signal("kafka", Signal::CONT);
     scene.drained(&["kafka"], LONG);
     assert_eq!(scene.metric("events_parked_total", &[("output", "kafka"), ("reason", "too_large")]), 1.0);
     let (large, small): (Vec<_>, Vec<_>) = sent.into_iter().partition(|one| one.body.len() > 20_000);
@@ -172,8 +187,11 @@ fn a_record_too_large_for_its_topic_is_parked_alone() {
 
 #[test]
 fn one_output_goes_on_without_the_other_and_a_removed_one_pays_its_old_debt() {
-    let mut scene = Scene::start("removed", "");
-    scene.brokers.stop_one("rabbitmq");
+    let mut scene = Scene::start(Brokers::shared(), "removed", "");
+    let (mut proxy, both) = scene.rabbitmq_proxied(&scene.both());
+    scene.configure(&both, "");
+    scene.relay.restart();
+    proxy.refuse();
     let load = scene.load(8);
     wait_until("a backlog", LONG, || load.accepted() >= 1_000);
     let owed = load.stop();
@@ -188,8 +206,8 @@ fn one_output_goes_on_without_the_other_and_a_removed_one_pays_its_old_debt() {
     let gap = load.stop();
     scene.drained(&["kafka"], LONG);
 
-    scene.brokers.start_one("rabbitmq");
-    scene.configure(&scene.both(), "");
+    proxy.restore();
+    scene.configure(&both, "");
     scene.relay.restart();
     let load = scene.load_from(8, 2_400_000);
     wait_until("events after it", LONG, || load.accepted() >= 500);
@@ -207,7 +225,7 @@ fn one_output_goes_on_without_the_other_and_a_removed_one_pays_its_old_debt() {
 
 #[test]
 fn without_retention_the_numbers_go_on_after_a_restart() {
-    let mut scene = Scene::start("retention", "[journal]\nretention = \"0s\"\n");
+    let mut scene = Scene::start(Brokers::shared(), "retention", "[journal]\nretention = \"0s\"\n");
     let load = scene.load(2);
     wait_until("some events", LONG, || load.accepted() >= 100);
     let mut sent = load.stop();
@@ -236,9 +254,10 @@ fn without_retention_the_numbers_go_on_after_a_restart() {
     scene.judge(&sent, 1);
 }
 
+/// Takes 10 to 20 s: Kafka stops and starts while events wait.
 #[test]
 fn what_waits_goes_to_the_new_topic_when_the_template_changes() {
-    let scene = Scene::prepare("renamed", "");
+    let scene = Scene::prepare(Brokers::own(), "renamed", "");
     // Held ones, of topics that nobody made, and pending ones, while the broker was away.
     scene.configure(&scene.kafka_output("old.{event}"), "");
     let mut scene = scene.up();
@@ -264,7 +283,7 @@ fn what_waits_goes_to_the_new_topic_when_the_template_changes() {
 #[test]
 fn a_corrupt_journal_is_set_aside_at_the_start_and_events_are_accepted() {
     for (what, at) in [("its header", 0), ("its second page and all behind", 4096)] {
-        let mut scene = Scene::start("corrupt", "");
+        let mut scene = Scene::start(Brokers::shared(), "corrupt", "");
         assert_eq!(scene.relay.post(oracle::body(0, 0).as_bytes()).status, 200);
         scene.relay.terminate(LONG);
         let path = scene.relay.path("data/journal.db");
@@ -293,6 +312,7 @@ fn scribble(path: &Path, at: u64) {
     file.write_all(&vec![0x5a; usize::try_from(length - at).expect("it is small")]).expect("it is ours");
 }
 
+/// Takes half a minute: 20,000 events are taken in, and leave through two proxies.
 #[test]
 fn a_relay_that_starts_with_a_backlog_is_ready_at_once_and_drains_in_order_while_it_accepts() {
     scene::backlog("backlog", 20_000);

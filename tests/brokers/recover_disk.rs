@@ -8,7 +8,7 @@ use crate::support::{Load, Relay, Sent, wait_until};
 
 /// DESIGN §4: it ends by itself within this of the disk's recovery.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(90);
 
 fn relay_on(disk: &Disk, free_min: &str) -> Relay {
     let path = disk.journal();
@@ -157,7 +157,7 @@ fn a_disk_filled_by_what_waits_is_emptied_once_it_can_be_published() {
     };
     let mut relay = Relay::prepare(&config("type = \"kafka\"\nbrokers = \"127.0.0.1:1\""));
     relay.run();
-    let load = Load::start(&relay, 4, |connection, number| oracle::body(connection, number) + &" ".repeat(4_000));
+    let load = Load::start(&relay, 4, |connection, number| oracle::body(connection, number) + &" ".repeat(40_000));
     wait_until("/readyz to say 503", LONG, || !is_ready(&relay));
     load.stop();
     assert_refused(&relay);

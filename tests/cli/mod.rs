@@ -216,8 +216,10 @@ fn ctrl_c_ends_a_simulation_with_its_table() {
 #[test]
 fn a_panic_says_where_and_never_what() {
     let ourselves = std::env::current_exe().unwrap();
-    let output =
-        Command::new(ourselves).args(["--exact", "cli::panics_with_content", "--ignored", "--nocapture"]).output().unwrap();
+    let output = Command::new(ourselves)
+        .args(["--exact", "cli::panics_with_content", "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     assert_eq!(stderr.matches(concat!("panic at ", file!(), ":")).count(), 2, "{stderr}");

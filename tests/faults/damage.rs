@@ -5,10 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::{count, disk, seed};
 use crate::support::alone::Alone;
 use crate::support::shim::journal_files;
 use crate::support::{finish, wait_until};
-use super::{count, disk, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;
@@ -32,6 +32,8 @@ pub fn drain(scene: &Alone, aside: &std::path::Path) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// Takes 10 to 20 s: two or three starts for each destroyed page, and a drain that waits for what it cannot read.
+///
 /// Every page of a settled journal, or as many as FAULTS_PAGES says, overwritten in turn.
 #[test]
 fn whichever_page_is_destroyed_the_relay_accepts_and_nothing_is_lost_unreported() {
@@ -114,6 +116,8 @@ fn page_of(journal: &std::path::Path, table: &str) -> usize {
     }
 }
 
+/// Takes 10 to 20 s: four journals are filled, destroyed, set aside, exported and imported.
+///
 /// Without a table by which the relay finds its way it sets the file aside, and `drain` can do nothing with it: `export` saves every event that
 /// can be read, `import` takes it, and what cannot be read is named.
 #[test]

@@ -29,6 +29,7 @@ fn clear(scene: &Alone, knobs: &[(Knob, u32)]) {
     knobs.iter().for_each(|(knob, _)| scene.shim.set(*knob, 0));
 }
 
+/// Takes half a minute: six faults, and under those that stall each refused request waits for its whole deadline.
 #[test]
 fn a_failing_disk_means_503_in_time_and_back_by_itself() {
     let mut scene = Alone::prepare("");
@@ -57,6 +58,7 @@ fn a_failing_disk_means_503_in_time_and_back_by_itself() {
     assert!(scene.relay.stderr().contains("the journal's disk took"), "the log says how long it stalled");
 }
 
+/// Takes half a minute: nine starts, and under the faults that stall each refused request waits for its whole deadline.
 #[test]
 fn a_disk_that_fails_at_the_start_delays_accepting_and_nothing_else() {
     let mut scene = Alone::prepare("");
@@ -103,6 +105,7 @@ fn a_disk_that_still_fails_is_not_believed_because_there_is_nothing_to_write() {
     }
 }
 
+/// Takes 10 to 20 s: twelve rounds of load until a call fails, a kill and a start.
 #[test]
 fn single_errors_here_and_there_promise_nothing_and_a_kill_among_them_loses_nothing() {
     let mut scene = Alone::prepare("[journal]\nsize_max = \"32 MiB\"\nfree_min = \"0\"\n");
@@ -133,6 +136,7 @@ fn single_errors_here_and_there_promise_nothing_and_a_kill_among_them_loses_noth
     scene.judge(rounds * 1_000);
 }
 
+/// Takes 10 s: each refused request waits for its whole deadline.
 #[test]
 fn a_stop_while_the_disk_stalls_ends_in_time() {
     let mut scene = Alone::prepare("[shutdown]\ndrain = \"1s\"\n");
@@ -270,6 +274,8 @@ fn history_gives_way_before_anything_is_refused() {
     scene.judge(0);
 }
 
+/// Takes half a minute: it takes 40,000 requests to fill the memory of requests in the smallest journal that there is.
+///
 /// So does the memory of requests: in a journal this small it alone would fill it within half a minute.
 #[test]
 fn what_is_remembered_of_requests_gives_way_too() {

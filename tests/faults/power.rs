@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use super::{count, seed};
 use crate::support::alone::Alone;
 use crate::support::oracle::Verdict;
 use crate::support::scene::WINDOW;
 use crate::support::shim::{Knob, LOG, MAIN, Unsynced};
 use crate::support::wait_until;
-use super::{count, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Cuts between two full drains, so that the journal, which is small here, does not fill.
@@ -51,6 +51,7 @@ fn cuts(scene: &mut Alone, cuts: usize, survivors: &[Unsynced], random: &mut fas
     verdict
 }
 
+/// Takes 10 s: twelve power cuts, each under load and with a start.
 #[test]
 fn what_was_answered_survives_every_power_cut() {
     let (cut, seed) = (count("FAULTS_CUTS", 12), seed());
@@ -66,6 +67,8 @@ fn what_was_answered_survives_every_power_cut() {
     assert_eq!(scene.relay.metrics().get("sipsim_relay_journal_set_aside", &[]), 0.0);
 }
 
+/// Takes 10 s: twelve power cuts, each under load and with a start.
+///
 /// That the test above can fail: syncing the log only at checkpoints is what SQLite does under `synchronous=NORMAL`. A single cut may come just
 /// after a checkpoint, when there is nothing to lose; twelve do not.
 #[test]
@@ -76,6 +79,8 @@ fn with_a_log_synced_only_at_checkpoints_the_same_test_loses_events() {
     assert!(!verdict.lost.is_empty(), "{verdict}");
 }
 
+/// Takes 20 s: four rounds of load, a failed sync, a power cut and a whole drain.
+///
 /// A page that cannot be written back counts as clean for Linux, and the next sync of the file says so once. Of the journal's file: what was in it still
 /// stands in the log, and is to be written again from there before the log begins anew. Of the log: it still looks whole, and nothing may be
 /// promised behind it.

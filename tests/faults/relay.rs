@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
+use super::{count, seed};
 use crate::support::alone::Alone;
 use crate::support::shim::{EIO, ENOSPC, Knob, Unsynced};
 use crate::support::{Client, PATH, SECRET, Sent, now, sign, wait_until};
-use super::{count, seed};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -117,6 +117,7 @@ fn post(scene: &mut Alone, timestamp: &str, body: String) -> u16 {
     status
 }
 
+/// Takes 15 s: after each jump the relay's housekeeping, every second, has to have seen the new time.
 #[test]
 fn a_clock_that_jumps_by_hours_loses_and_repeats_nothing() {
     const HOUR: i64 = 3_600;
@@ -152,6 +153,8 @@ fn a_clock_that_jumps_by_hours_loses_and_repeats_nothing() {
     scene.judge(1_000);
 }
 
+/// Takes 20 s: twenty faults, each with a start and load before and behind it.
+///
 /// A seeded mix of what this suite does to relay and disk, one after another and upon another.
 #[test]
 fn faults_of_all_kinds_together_lose_nothing() {

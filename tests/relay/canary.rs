@@ -20,7 +20,7 @@ fn no_canary_comes_out_and_no_control_character_reaches_the_log() {
         [outputs.kafka]\nbrokers = \"127.0.0.1:1\"\n\
         [outputs.kafka.security]\nprotocol = \"SASL_PLAINTEXT\"\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"password\"\n\
         [outputs.rabbitmq]\nurls = [\"amqp://127.0.0.1:1/%2f\"]\nusername = \"u\"\npassword_file = \"password\"\n\
-        [ingress]\nbody_max = \"64 KiB\"\nbuffered_max = \"1 MiB\"\n[log]\nlevel = \"trace\"\n";
+        [shutdown]\ndrain = \"1s\"\n[ingress]\nbody_max = \"64 KiB\"\nbuffered_max = \"1 MiB\"\n[log]\nlevel = \"trace\"\n";
     for format in ["text", "json"] {
         let mut relay = Relay::prepare(&format!("{config}format = \"{format}\"\n"));
         fs::write(relay.path("password"), PASSWORD).expect("a file");

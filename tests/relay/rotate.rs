@@ -36,6 +36,7 @@ fn what_comes_signed_anew_before_the_relay_knows_is_kept_after_all() {
     for number in 1..=5 {
         assert_eq!(post(&relay, NEW, number), 401);
     }
+    wait_until("the first to leave", IN_FORCE, || !numbers(&relay).is_empty());
     assert_eq!(numbers(&relay).len(), 1, "nothing of it leaves before it is proved");
     let journal = fs::read(relay.path("data/journal.db-wal")).expect("the journal");
     assert!(!journal.windows(8).any(|bytes| bytes == b"number 3"), "nor is any of it on disk");

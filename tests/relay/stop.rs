@@ -215,7 +215,7 @@ fn on_the_console_alone_a_secret_is_made_and_never_shown() {
 
 #[test]
 fn a_closed_standard_output_is_an_error_of_that_output_and_no_panic() {
-    let relay = Relay::prepare("");
+    let relay = Relay::prepare("[shutdown]\ndrain = \"1s\"\n");
     let mut child = relay
         .command(&["run"])
         .stdin(Stdio::null())
@@ -239,7 +239,8 @@ fn a_closed_standard_output_is_an_error_of_that_output_and_no_panic() {
     assert_eq!(relay.metrics().get("sipsim_relay_events_pending", &[("output", "console")]), 2.0, "events wait");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, Signal::TERM).expect("it can be signalled");
-    let status = wait_for("the end", Duration::from_secs(22), || child.try_wait().expect("it can be waited for"));
+    let status =
+        wait_for("the end", Duration::from_secs(1) + SLACK, || child.try_wait().expect("it can be waited for"));
     assert_eq!(status.code(), Some(0));
     let log = log.join().expect("the log");
     assert!(!log.contains("panic") && log.contains("console"), "{log}");

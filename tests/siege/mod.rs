@@ -14,10 +14,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::{self, Client, Relay};
 use attack::{Attack, Besieger, UnderWay};
 use rustls::{ClientConfig, RootCertStore};
 use sipsim::{Connect, Sipsim, TIMEOUT};
-use crate::support::{self, Client, Relay};
 use watch::Watch;
 
 /// Attacks on the public port of a relay without TLS.
@@ -109,6 +109,7 @@ impl Scene {
     }
 }
 
+/// Takes most of a minute: sixteen attacks of two seconds, one after another.
 #[test]
 fn sipsim_does_not_notice_attacks_on_the_public_port() {
     let relay = Relay::start("");
@@ -124,6 +125,7 @@ fn sipsim_does_not_notice_attacks_on_the_public_port() {
     scene.end();
 }
 
+/// Takes 10 s: four attacks of two seconds, one after another.
 #[test]
 fn sipsim_does_not_notice_attacks_on_tls() {
     let relay = Relay::prepare("[ingress.tls]\ncertificate_file = \"tls.crt\"\nprivate_key_file = \"tls.key\"\n");

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::oracle::{self, KINDS};
-use super::scene::{self, Ledger, Scene, WINDOW, assert_all_accepted_in_time};
-use super::{Load, Sent, wait_until};
+use super::scene::{Ledger, Scene, WINDOW, assert_all_accepted_in_time};
+use super::{Brokers, Load, Sent, wait_until};
 
 const LONG: Duration = Duration::from_secs(120);
 const BOTH: [&str; 2] = ["kafka", "rabbitmq"];
@@ -31,7 +31,7 @@ fn published(scene: &Scene, output: &str, kind: &str) -> f64 {
 /// A queue that drops its oldest when it is full, RabbitMQ's default: it confirms all, keeps the newest, and nothing here can see that.
 pub fn full_queue_that_drops(name: &str) {
     const KEPT: usize = 50;
-    let scene = Scene::prepare(name, "");
+    let scene = Scene::prepare(Brokers::shared(), name, "");
     scene.make_queue("tags", &format!(r#"{{"x-queue-type":"classic","x-max-length":{KEPT}}}"#));
     scene.bind("tags", "tags");
     scene.configure(&scene.rabbitmq_output("{event}"), "");
@@ -54,7 +54,7 @@ pub fn full_queue_that_drops(name: &str) {
 
 /// Two queues with one routing key, of which one is full and refuses: the key is held, and the other queue gets things twice.
 pub fn one_of_two_queues_full(name: &str) {
-    let scene = Scene::prepare(name, "");
+    let scene = Scene::prepare(Brokers::shared(), name, "");
     for queue in ["tags", "full"] {
         scene.make_queue(queue, r#"{"x-queue-type":"classic"}"#);
         scene.bind(queue, "tags");
@@ -136,7 +136,7 @@ pub fn parked_events_do_not_storm(name: &str, events: u64, time: Duration) {
 /// RabbitMQ dies, then the relay, then Kafka. What the one suffers from the other does not notice.
 pub fn outputs_of_different_fates(name: &str) {
     let [missing, strict, unbound] = KINDS;
-    let scene = Scene::prepare(name, "");
+    let scene = Scene::prepare(Brokers::own(), name, "");
     for kind in KINDS {
         scene.make_queue(kind, "{}");
     }
@@ -157,7 +157,7 @@ pub fn outputs_of_different_fates(name: &str) {
     wait_until("the large one to be parked", LONG, || scene.metric("events_parked", &[("output", "kafka")]) == 1.0);
     for (dies, lives, kind) in [("rabbitmq", "kafka", unbound), ("kafka", "rabbitmq", missing)] {
         let start = Instant::now();
-        scene::signal(&scene.brokers, dies, Signal::KILL);
+        scene.brokers.signal(dies, Signal::KILL);
         wait_until("it to be shown as away", AWAY_WITHIN, || scene.metric("output_up", &[("output", dies)]) == 0.0);
         eprintln!("{dies} was shown as away after {:?}", start.elapsed());
         let before = published(&scene, lives, kind);
@@ -193,7 +193,7 @@ pub fn outputs_of_different_fates(name: &str) {
 
 /// Topics and routing keys get other names while events wait, some held and some pending, at both outputs.
 pub fn routes_changed(name: &str) {
-    let mut scene = Scene::prepare(name, "");
+    let mut scene = Scene::prepare(Brokers::own(), name, "");
     let both = |scene: &Scene, route: &str| scene.kafka_output(route) + &scene.rabbitmq_output(route);
     scene.configure(&both(&scene, "old.{event}"), "");
     scene = scene.up();

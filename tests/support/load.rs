@@ -32,6 +32,7 @@ impl Sent {
 pub struct Load {
     stop: Arc<AtomicBool>,
     accepted: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Vec<Sent>>>,
 }
 
@@ -44,19 +45,25 @@ impl Load {
     ) -> Self {
         stall::watch();
         let stop = Arc::new(AtomicBool::new(false));
-        let accepted = Arc::new(AtomicU64::new(0));
+        let (accepted, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let clients = (0..clients)
             .map(|client| {
-                let (body, stop, accepted, address) = (body.clone(), stop.clone(), accepted.clone(), relay.ingress);
-                thread::spawn(move || run(address, &stop, &accepted, |number| body(client, number)))
+                let (body, stop, address) = (body.clone(), stop.clone(), relay.ingress);
+                let counts = (accepted.clone(), answered.clone());
+                thread::spawn(move || run(address, &stop, (&counts.0, &counts.1), |number| body(client, number)))
             })
             .collect();
-        Self { stop, accepted, clients }
+        Self { stop, accepted, answered, clients }
     }
 
     /// How many were answered 2xx so far.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many had an answer so far, whatever it was.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// No client begins another request.
@@ -71,7 +78,12 @@ impl Load {
     }
 }
 
-fn run(address: SocketAddr, stop: &AtomicBool, accepted: &AtomicU64, body: impl Fn(usize) -> String) -> Vec<Sent> {
+fn run(
+    address: SocketAddr,
+    stop: &AtomicBool,
+    (accepted, answered): (&AtomicU64, &AtomicU64),
+    body: impl Fn(usize) -> String,
+) -> Vec<Sent> {
     let mut connection: Option<Client> = None;
     let mut sent = Vec::new();
     for number in 0.. {
@@ -108,6 +120,7 @@ fn run(address: SocketAddr, stop: &AtomicBool, accepted: &AtomicU64, body: impl 
         if one.is_accepted() {
             accepted.fetch_add(1, Ordering::Relaxed);
         }
+        answered.fetch_add(u64::from(one.status.is_some()), Ordering::Relaxed);
         sent.push(one);
     }
     sent

@@ -1,9 +1,8 @@
 //! The real program, as `cargo test` built it, in a temporary folder of its own.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{PipeReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -296,14 +295,17 @@ pub fn program(folder: &Path) -> Command {
     command
 }
 
-/// A loopback address that nobody listens on and that this process gave nobody before. Its port is below the range out of which the kernel
-/// gives ports to clients, so that none of them takes it between now and the moment the relay listens, or while that is down.
+/// A loopback address that nobody listens on and that no test, of this process or another, was given and may yet use. Its port is below the range out of
+/// which the kernel gives ports to clients, so that none of them takes it between now and the moment the relay listens, or while that is down.
 pub fn free_address() -> SocketAddr {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    // Bound for as long as the process lives: who is to have a port is told by UDP, of which nothing else here makes use.
+    static CLAIMS: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     wait_for("a free port between 10000 and 19999", Duration::from_secs(10), || {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(10_000..20_000)));
-        let is_new = GIVEN.lock().expect("nobody panics with it").insert(address.port());
-        (is_new && TcpListener::bind(address).is_ok()).then_some(address)
+        let claim = UdpSocket::bind(address).ok()?;
+        TcpListener::bind(address).ok()?;
+        CLAIMS.lock().expect("nobody panics with it").push(claim);
+        Some(address)
     })
 }
 

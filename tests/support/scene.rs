@@ -1,130 +1,71 @@
-//! A relay with both brokers, and the oracle's view of them: topics and queues of its own, so that scenes share two brokers without
-//! seeing each other. Scenes take turns, since some stop a broker.
+//! A relay with both brokers, and the oracle's view of them: topics and queues of its own, so that scenes share brokers without seeing each other.
 
-use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::oracle::{self, Arrived, KINDS, Verdict};
-use super::{Brokers, Load, Metrics, Proxy, Relay, Sent, free_address, wait_for, wait_until, whole};
+use super::{Brokers, Load, Metrics, Proxy, Relay, Sent, free_address, wait_until, whole};
 
 /// What may arrive twice for each crash or lost connection, an output: what may be in flight (10,000), and the cursor's lag (1,000). DESIGN §7.
 pub const WINDOW: usize = 11_000;
 /// Partitions of each topic.
 const PARTITIONS: i32 = 3;
 
-/// Whoever comes without a name may do everything; `relay` with its password only what it was granted.
-const KAFKA_PROPERTIES: [&str; 5] = [
-    "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "super.users=User:ANONYMOUS",
-    "sasl.enabled.mechanisms=PLAIN",
-    "listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_relay=\"password\" user_other=\"password\";",
-    // What was in a deleted topic stays on the disk until it was looked at, see `Brokers::deleted_topic`.
-    "log.segment.delete.delay.ms=1800000",
-];
-
-/// Kafka's further doors.
-pub struct Doors {
-    /// Where a proxy has to listen: Kafka tells those who come by `proxied` to come here.
-    pub proxy: SocketAddr,
-    pub proxied: SocketAddr,
-    /// For users `relay` and `other`, SASL_PLAINTEXT and PLAIN, `password`.
-    pub login: SocketAddr,
-}
-
-pub fn doors() -> &'static Doors {
-    static DOORS: OnceLock<Doors> = OnceLock::new();
-    DOORS.get_or_init(|| Doors { proxy: free_address(), proxied: free_address(), login: free_address() })
-}
-
-/// Both brokers, for one at a time.
-pub fn brokers() -> MutexGuard<'static, Brokers> {
-    static BROKERS: OnceLock<Mutex<Brokers>> = OnceLock::new();
-    // Never dropped; `scripts/brokers` ends them with this process.
-    let brokers = BROKERS.get_or_init(|| {
-        let doors = doors();
-        let proxied = format!("PROXIED:PLAINTEXT:{}:{}", doors.proxied.port(), doors.proxy.port());
-        let login = format!("SASL:SASL_PLAINTEXT:{}", doors.login.port());
-        let mut options = vec!["--kafka-listener", &proxied, "--kafka-listener", &login];
-        for property in KAFKA_PROPERTIES {
-            options.extend(["--kafka-property", property]);
-        }
-        options.extend(["--rabbitmq-conf", "max_message_size = 1000000"]);
-        Mutex::new(Brokers::start("all", &options))
-    });
-    let brokers = brokers.lock().unwrap_or_else(PoisonError::into_inner);
-    for broker in ["kafka", "rabbitmq"] {
-        // A scene that failed may have left one hung or stopped.
-        match try_signal(&brokers, broker, Signal::CONT) {
-            true => {}
-            false => brokers.start_one(broker),
-        }
-    }
-    brokers
-}
-
-/// Sends a signal to a broker's process.
-pub fn signal(brokers: &Brokers, broker: &str, signal: Signal) {
-    assert!(try_signal(brokers, broker, signal), "{broker} runs");
-}
-
-fn try_signal(brokers: &Brokers, broker: &str, signal: Signal) -> bool {
-    let pid = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| brokers.pid(broker))).ok();
-    let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-    pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
-}
-
 /// One relay, its topics and queues.
 pub struct Scene {
     pub name: String,
     pub relay: Relay,
-    pub brokers: MutexGuard<'static, Brokers>,
+    pub brokers: Brokers,
 }
 
 impl Scene {
     /// Makes the topics and queues and starts a relay with both outputs. `config` is added to its configuration.
-    pub fn start(name: &str, config: &str) -> Self {
-        let scene = Self::prepare(name, config);
-        for kind in KINDS {
-            scene.make_topic(kind, &[]);
-            scene.make_queue(kind, "{}");
-            scene.bind(kind, kind);
-        }
+    pub fn start(brokers: Brokers, name: &str, config: &str) -> Self {
+        let scene = Self::prepare(brokers, name, config);
+        scene.make_all();
         scene.up()
     }
 
-    /// As [`Scene::start`], with both brokers behind proxies: Kafka's and RabbitMQ's.
+    /// As [`Scene::start`] with brokers of its own, both behind proxies: Kafka's and RabbitMQ's. Only one test can stand in the place where Kafka says that
+    /// it is to be found.
     pub fn start_proxied(name: &str) -> (Self, [Proxy; 2]) {
-        let scene = Self::prepare(name, "");
-        let rabbitmq: SocketAddr = scene.brokers.rabbitmq()["amqp://".len()..]
-            .split('/')
-            .next()
-            .and_then(|at| at.parse().ok())
-            .expect("an address");
-        let doors = doors();
-        let proxies = [Proxy::start(doors.proxy, doors.proxied), Proxy::start(free_address(), rabbitmq)];
-        let outputs = scene.both().replace(scene.brokers.kafka(), &doors.proxy.to_string());
-        scene.configure(&outputs.replace(&rabbitmq.to_string(), &proxies[1].address.to_string()), "");
-        for kind in KINDS {
-            scene.make_topic(kind, &[]);
-            scene.make_queue(kind, "{}");
-            scene.bind(kind, kind);
-        }
-        (scene.up(), proxies)
+        let scene = Self::prepare(Brokers::own(), name, "");
+        let advertised = scene.brokers.address("KAFKA_PROXIED_ADVERTISED");
+        let kafka = Proxy::start(advertised, scene.brokers.address("KAFKA_PROXIED"));
+        let outputs = scene.both().replace(scene.brokers.kafka(), &advertised.to_string());
+        let (rabbitmq, outputs) = scene.rabbitmq_proxied(&outputs);
+        scene.configure(&outputs, "");
+        scene.make_all();
+        (scene.up(), [kafka, rabbitmq])
+    }
+
+    /// A proxy before RabbitMQ, and the outputs as they have to be to go by it.
+    pub fn rabbitmq_proxied(&self, outputs: &str) -> (Proxy, String) {
+        let address = self.brokers.rabbitmq_address();
+        let proxy = Proxy::start(free_address(), address);
+        let outputs = outputs.replace(&address.to_string(), &proxy.address.to_string());
+        (proxy, outputs)
     }
 
     /// With neither topics nor queues, and the relay not started.
-    pub fn prepare(name: &str, config: &str) -> Self {
-        let brokers = brokers();
-        // Brokers that the environment gave keep what an earlier run left.
+    pub fn prepare(brokers: Brokers, name: &str, config: &str) -> Self {
+        // Brokers keep what an earlier test or run left in them.
         let name = format!("{name}-{:08x}", fastrand::u32(..));
         let relay = Relay::prepare("");
         let scene = Self { name, relay, brokers };
         scene.make_exchange();
         scene.configure(&scene.both(), config);
         scene
+    }
+
+    /// Topics, and queues with their bindings, of all kinds.
+    fn make_all(&self) {
+        for kind in KINDS {
+            self.make_topic(kind, &[]);
+            self.make_queue(kind, "{}");
+            self.bind(kind, kind);
+        }
     }
 
     pub fn up(mut self) -> Self {
@@ -273,19 +214,10 @@ impl Scene {
         whole::read_topics(self.brokers.kafka(), &topics)
     }
 
-    /// Takes everything out of the queues of these kinds, once there are at least so many messages in them.
+    /// Takes everything out of the queues of these kinds: at least so many messages.
     pub fn in_rabbitmq(&self, kinds: &[&str], at_least: usize) -> Vec<Arrived> {
         let queues: Vec<String> = kinds.iter().map(|kind| self.of(kind)).collect();
-        let mut counts = Vec::new();
-        wait_for("the queues to show what they have", Duration::from_secs(60), || {
-            counts = queues.iter().map(|queue| self.messages(queue)).collect();
-            (counts.iter().sum::<u64>() >= at_least as u64).then_some(())
-        });
-        whole::read_queues(self.brokers.rabbitmq(), &queues)
-    }
-
-    fn messages(&self, queue: &str) -> u64 {
-        self.brokers.ask("GET", &format!("/api/queues/%2f/{queue}"), "").json()["messages"].as_u64().unwrap_or(0)
+        whole::read_queues(self.brokers.rabbitmq(), &queues, at_least)
     }
 
     /// Both outputs against what was sent, after everything has left: nothing lost, altered, invented or out of order, at most
@@ -324,7 +256,7 @@ impl Scene {
 /// So many kill -9 under load, at moments that the seed decides: from a relay's first milliseconds to well into its work.
 pub fn kills(name: &str, count: usize, seed: u64) {
     eprintln!("{count} kills, seed {seed}");
-    let mut scene = Scene::start(name, "");
+    let mut scene = Scene::start(Brokers::shared(), name, "");
     let load = scene.load(8);
     let mut random = fastrand::Rng::with_seed(seed);
     for kill in 0..count {
@@ -349,7 +281,7 @@ pub fn kills(name: &str, count: usize, seed: u64) {
 /// So many faults one after another under load, as the seed decides: brokers stop, die, hang and come back, and the relay is killed amid it.
 pub fn faults(name: &str, count: usize, seed: u64) {
     eprintln!("{count} faults, seed {seed}");
-    let mut scene = Scene::start(name, "");
+    let mut scene = Scene::start(Brokers::own(), name, "");
     let load = scene.load_paced(8, Duration::from_millis(2));
     let mut random = fastrand::Rng::with_seed(seed);
     // What is to be undone before the end, by broker.
@@ -367,7 +299,7 @@ pub fn faults(name: &str, count: usize, seed: u64) {
             }
             (_, Some("hang")) => {
                 eprintln!("fault {fault}: {name} goes on");
-                signal(&scene.brokers, name, Signal::CONT);
+                scene.brokers.signal(name, Signal::CONT);
             }
             (_, Some(_)) => {
                 eprintln!("fault {fault}: {name} starts");
@@ -379,7 +311,7 @@ pub fn faults(name: &str, count: usize, seed: u64) {
                 match how {
                     "stop" => scene.brokers.stop_one(name),
                     "kill" => scene.brokers.kill_one(name),
-                    _ => signal(&scene.brokers, name, Signal::STOP),
+                    _ => scene.brokers.signal(name, Signal::STOP),
                 }
                 down[broker] = Some(how);
             }
@@ -389,7 +321,7 @@ pub fn faults(name: &str, count: usize, seed: u64) {
     }
     for (name, undo) in ["kafka", "rabbitmq"].into_iter().zip(down) {
         match undo {
-            Some("hang") => signal(&scene.brokers, name, Signal::CONT),
+            Some("hang") => scene.brokers.signal(name, Signal::CONT),
             Some(_) => scene.brokers.start_one(name),
             None => {}
         }
@@ -404,18 +336,14 @@ pub fn faults(name: &str, count: usize, seed: u64) {
 
 /// A relay that starts with so many pending events is ready at once, and drains them in order while it accepts.
 pub fn backlog(name: &str, events: u64) {
-    let mut scene = Scene::start(name, "");
-    for broker in ["kafka", "rabbitmq"] {
-        scene.brokers.stop_one(broker);
-    }
+    let (mut scene, mut proxies) = Scene::start_proxied(name);
+    proxies.iter_mut().for_each(Proxy::refuse);
     let load = scene.load(32);
     wait_until("the backlog", Duration::from_secs(600), || load.accepted() >= events);
     let mut sent = load.stop();
     assert_all_accepted_in_time(&sent);
     scene.relay.kill9();
-    for broker in ["kafka", "rabbitmq"] {
-        scene.brokers.start_one(broker);
-    }
+    proxies.iter_mut().for_each(Proxy::restore);
     let start = Instant::now();
     scene.relay.run();
     wait_until("the relay to be ready", Duration::from_secs(5), || scene.is_ready());

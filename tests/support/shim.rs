@@ -191,7 +191,8 @@ fn library() -> &'static Path {
             let part = made.path().join("disk.so");
             let mut command = Command::new("cc");
             command.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o"]).arg(&part).arg(&source);
-            let output = command.args(["-ldl", "-lpthread"]).output().expect("a C compiler, as the build needs it anyway");
+            let output =
+                command.args(["-ldl", "-lpthread"]).output().expect("a C compiler, as the build needs it anyway");
             assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
             // In one step, as other tests may look for it at this moment.
             fs::rename(part, &library).expect("it takes its place");

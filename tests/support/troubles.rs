@@ -8,8 +8,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rustix::process::Signal;
 
 use super::oracle::{self, KINDS};
-use super::scene::{self, Scene, WINDOW, assert_all_accepted_in_time, doors};
-use super::{Brokers, Load, Metrics, Relay, Sent, wait_until, whole};
+use super::scene::{Scene, WINDOW, assert_all_accepted_in_time};
+use super::{Brokers, Load, Metrics, RABBITMQ_MESSAGE_MAX, Relay, Sent, wait_until, whole};
 
 const LONG: Duration = Duration::from_secs(120);
 const BOTH: [&str; 2] = ["kafka", "rabbitmq"];
@@ -94,19 +94,19 @@ pub fn lines_half_open(name: &str) {
 
 /// Brokers that hang, with their sockets open, longer than every timeout.
 pub fn brokers_hung(name: &str, time: Duration) {
-    let scene = Scene::start(name, "");
+    let scene = Scene::start(Brokers::own(), name, "");
     let load = scene.load_paced(2, Duration::from_millis(50));
     more(&load, 50);
     let start = Instant::now();
     for broker in BOTH {
-        scene::signal(&scene.brokers, broker, Signal::STOP);
+        scene.brokers.signal(broker, Signal::STOP);
     }
     for output in BOTH {
         away(&scene, output, LONG);
     }
     wait_until("the time to pass", LONG, || start.elapsed() >= time);
     for broker in BOTH {
-        scene::signal(&scene.brokers, broker, Signal::CONT);
+        scene.brokers.signal(broker, Signal::CONT);
     }
     more(&load, 50);
     let sent = load.stop();
@@ -117,7 +117,7 @@ pub fn brokers_hung(name: &str, time: Duration) {
 
 /// A topic that is deleted while events go to it, and made again.
 pub fn topic_deleted(name: &str) {
-    let scene = Scene::prepare(name, "");
+    let scene = Scene::prepare(Brokers::shared(), name, "");
     for kind in KINDS {
         scene.make_topic(kind, &[]);
     }
@@ -193,7 +193,7 @@ pub fn leaders_change_and_replicas_are_missing(name: &str) {
 
 /// A user without the right to write one topic, which is granted later.
 pub fn kafka_forbids(name: &str) {
-    let scene = Scene::prepare(name, "");
+    let scene = Scene::prepare(Brokers::shared(), name, "");
     for kind in KINDS {
         scene.make_topic(kind, &[]);
     }
@@ -201,7 +201,8 @@ pub fn kafka_forbids(name: &str) {
     let [forbidden, allowed @ ..] = topics.each_ref().map(String::as_str);
     scene.brokers.kafka_right("allow", "relay", "write", &allowed);
     std::fs::write(scene.relay.path("password"), "password").expect("a file");
-    let output = scene.kafka_output("{event}").replace(scene.brokers.kafka(), &doors().login.to_string());
+    let output =
+        scene.kafka_output("{event}").replace(scene.brokers.kafka(), &scene.brokers.address("KAFKA_SASL").to_string());
     let security = "security = { protocol = \"SASL_PLAINTEXT\", mechanism = \"PLAIN\", username = \"relay\", password_file = \"password\" }\n";
     scene.configure(&(output + security), "");
     let scene = scene.up();
@@ -301,7 +302,7 @@ pub fn fenced(name: &str) {
 
 /// RabbitMQ's memory and disk alarms: it takes nothing until they end.
 pub fn alarms(name: &str) {
-    let scene = with_queues(name);
+    let scene = with_queues(Brokers::own(), name);
     scene.configure(&scene.rabbitmq_output("{event}"), "");
     let scene = scene.up();
     let load = paced(&scene);
@@ -325,8 +326,8 @@ pub fn alarms(name: &str) {
 }
 
 /// A queue for each kind, bound by its name.
-fn with_queues(name: &str) -> Scene {
-    let scene = Scene::prepare(name, "");
+fn with_queues(brokers: Brokers, name: &str) -> Scene {
+    let scene = Scene::prepare(brokers, name, "");
     for kind in KINDS {
         scene.make_queue(kind, "{}");
         scene.bind(kind, kind);
@@ -336,7 +337,7 @@ fn with_queues(name: &str) -> Scene {
 
 /// An exchange that is deleted under load, made anew as another type, and at last as it should be.
 pub fn exchange_gone_and_of_another_type(name: &str) {
-    let scene = with_queues(name);
+    let scene = with_queues(Brokers::shared(), name);
     let output = scene.rabbitmq_output("{event}") + "declare = false\n";
     scene.configure(&output, "");
     let scene = scene.up();
@@ -361,7 +362,7 @@ pub fn exchange_gone_and_of_another_type(name: &str) {
 
 /// One routing key that the user may not publish with, until it may; and connections that an operator closes meanwhile.
 pub fn rabbitmq_forbids(name: &str) {
-    let scene = with_queues(name);
+    let scene = with_queues(Brokers::shared(), name);
     let user = &scene.name;
     scene.brokers.ask("PUT", &format!("/api/users/{user}"), r#"{"password":"password","tags":"monitoring"}"#);
     let rights = r#"{"configure":"","write":".*","read":""}"#;
@@ -394,25 +395,26 @@ pub fn rabbitmq_forbids(name: &str) {
     judge_rabbitmq(&scene, &sent, 2, 0);
 }
 
-/// A record over the broker's `max_message_size` (1,000,000 bytes here) among small ones of one go.
+/// A record over the broker's `max_message_size` among small ones of one go.
 pub fn too_large_for_rabbitmq(name: &str) {
-    let scene = Scene::prepare(name, "");
+    let scene = Scene::prepare(Brokers::shared(), name, "");
     scene.make_queue("tags", "{}");
     scene.bind("tags", "tags");
-    scene.configure(&scene.rabbitmq_output("{event}"), "");
+    let (proxy, output) = scene.rabbitmq_proxied(&scene.rabbitmq_output("{event}"));
+    scene.configure(&output, "");
     let scene = scene.up();
-    scene::signal(&scene.brokers, "rabbitmq", Signal::STOP);
+    proxy.freeze(true);
     let load = Load::start(&scene.relay, 1, |client, number| {
         let body = oracle::body_of("tags", client, number);
-        if number == 50 { body.replace("  ", &" ".repeat(1_200_000)) } else { body }
+        if number == 50 { body.replace("  ", &" ".repeat(RABBITMQ_MESSAGE_MAX + 1)) } else { body }
     });
     wait_until("a backlog", LONG, || load.accepted() >= 200);
     let sent = load.stop();
-    scene::signal(&scene.brokers, "rabbitmq", Signal::CONT);
+    proxy.freeze(false);
     assert_all_accepted_in_time(&sent);
     scene.drained(&["rabbitmq"], LONG);
     assert_eq!(scene.metric("events_parked_total", &[("output", "rabbitmq"), ("reason", "too_large")]), 1.0);
-    let (large, small): (Vec<_>, Vec<_>) = sent.into_iter().partition(|one| one.body.len() > 1_000_000);
+    let (large, small): (Vec<_>, Vec<_>) = sent.into_iter().partition(|one| one.body.len() > RABBITMQ_MESSAGE_MAX);
     assert_eq!(large.len(), 1);
     let verdict = oracle::judge(&small, &scene.in_rabbitmq(&["tags"], small.len()));
     verdict.assert_kept(WINDOW);
@@ -421,7 +423,7 @@ pub fn too_large_for_rabbitmq(name: &str) {
 
 /// The node's applications stop and start; the process and its port's listener go and come.
 pub fn node_restarted(name: &str) {
-    let scene = with_queues(name);
+    let scene = with_queues(Brokers::own(), name);
     scene.configure(&scene.rabbitmq_output("{event}"), "");
     let scene = scene.up();
     let load = paced(&scene);
@@ -437,7 +439,7 @@ pub fn node_restarted(name: &str) {
 
 /// A thousand events of a topic that nobody made, and as many unroutable: a probe now and then, and nothing else.
 pub fn held_events_do_not_storm(name: &str, time: Duration) {
-    let scene = Scene::prepare(name, "").up();
+    let scene = Scene::prepare(Brokers::shared(), name, "").up();
     let load = Load::start(&scene.relay, 8, |client, number| oracle::body_of("tags", client, number));
     wait_until("a thousand", LONG, || load.accepted() >= 1_000);
     load.stop();

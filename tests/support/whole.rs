@@ -2,11 +2,14 @@
 //! What a message looks like to clients of other makes, [`super::Brokers::read_kafka`] and its sibling show.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use futures_core::Stream;
+use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
-use lapin::{Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -56,45 +59,50 @@ pub fn read_topics(brokers: &str, topics: &[String]) -> Vec<Arrived> {
     arrived
 }
 
-/// Takes everything out of `queues`, each in its order. A quorum queue may show less than it has just after a restart: wait for that before.
-pub fn read_queues(url: &str, queues: &[String]) -> Vec<Arrived> {
+/// Takes everything out of `queues`, each in its order: at least so many messages, and then whatever comes within half a second, so that one too
+/// many shows.
+pub fn read_queues(url: &str, queues: &[String], at_least: usize) -> Vec<Arrived> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("RabbitMQ answers");
         let channel = connection.create_channel().await.expect("a channel");
-        let mut arrived = Vec::new();
-        for queue in queues {
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default()).await;
-            let mut left = declared.expect("the queue exists").message_count();
-            let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-            let mut consumer = channel
-                .basic_consume(queue.as_str().into(), queue.as_str().into(), options, FieldTable::default())
-                .await
-                .expect("it may be consumed");
-            // A second without anything ends it, so that one too many shows.
-            loop {
-                let limit = if left > 0 { PATIENCE } else { Duration::from_millis(500) };
-                let next = std::future::poll_fn(|context| {
-                    futures_core::Stream::poll_next(std::pin::Pin::new(&mut consumer), context)
-                });
-                match tokio::time::timeout(limit, next).await {
-                    Ok(Some(delivery)) => {
-                        let delivery = delivery.expect("a delivery");
-                        left = left.saturating_sub(1);
-                        let payload = String::from_utf8_lossy(&delivery.data).into_owned();
-                        arrived.push(Arrived { place: queue.clone(), payload });
-                    }
-                    Ok(None) => panic!("RabbitMQ ended the reading of {queue}"),
-                    Err(_) => {
-                        assert_eq!(left, 0, "{queue}: RabbitMQ hands nothing over any more");
-                        break;
-                    }
-                }
-            }
-            drop(consumer);
-            channel.basic_cancel(queue.as_str().into(), Default::default()).await.expect("it ends");
-        }
-        arrived
+        take(&channel, queues, at_least).await
     })
+}
+
+/// As [`read_queues`], over a channel that may be used for other things afterwards.
+pub async fn take(channel: &Channel, queues: &[String], at_least: usize) -> Vec<Arrived> {
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let mut consumers = Vec::new();
+    for queue in queues {
+        let name = queue.as_str();
+        let consumer = channel.basic_consume(name.into(), name.into(), options, FieldTable::default()).await;
+        consumers.push((queue, consumer.expect("the queue exists and may be consumed")));
+    }
+    let mut arrived = Vec::new();
+    loop {
+        let next = std::future::poll_fn(|context| {
+            let found =
+                consumers.iter_mut().find_map(|(queue, consumer)| match Pin::new(consumer).poll_next(context) {
+                    Poll::Ready(delivery) => Some((queue.to_string(), delivery)),
+                    Poll::Pending => None,
+                });
+            found.map_or(Poll::Pending, Poll::Ready)
+        });
+        let limit = if arrived.len() < at_least { PATIENCE } else { Duration::from_millis(500) };
+        match tokio::time::timeout(limit, next).await {
+            Ok((place, Some(delivery))) => {
+                let data = delivery.expect("a delivery").data;
+                arrived.push(Arrived { place, payload: String::from_utf8_lossy(&data).into_owned() });
+            }
+            Ok((queue, None)) => panic!("RabbitMQ ended the reading of {queue}"),
+            Err(_) => break,
+        }
+    }
+    assert!(arrived.len() >= at_least, "RabbitMQ hands over {} of {at_least}, and no more", arrived.len());
+    for (queue, consumer) in consumers {
+        drop(consumer);
+        channel.basic_cancel(queue.as_str().into(), Default::default()).await.expect("it ends");
+    }
+    arrived
 }

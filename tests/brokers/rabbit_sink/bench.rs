@@ -1,14 +1,9 @@
 //! A sink at a real broker, an operator who does things to that broker, and an output that sends as the relay's does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use lapin::options::{
-    BasicGetOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
+use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 use sipsim_relay::clock::Timestamp;
@@ -19,74 +14,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::support::{Brokers, free_address};
+use crate::support::whole;
 
 /// Longer than anything here takes; a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A RabbitMQ that refuses messages of more than a million bytes and speaks TLS too; or the one that the environment names.
-pub struct Broker {
-    pub brokers: Brokers,
-    pub tls: Option<Tls>,
-}
-
-/// Its certificate is for `localhost` and is its own authority.
-pub struct Tls {
-    pub port: u16,
-    pub certificate: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Broker {
-    /// The one that these tests share while any of them runs.
-    pub fn shared() -> Arc<Self> {
-        static SHARED: Mutex<Weak<Broker>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        shared.upgrade().unwrap_or_else(|| {
-            let broker = Arc::new(Self::start());
-            *shared = Arc::downgrade(&broker);
-            broker
-        })
-    }
-
-    pub fn is_given() -> bool {
-        std::env::var_os("SIPSIM_TEST_RABBITMQ").is_some()
-    }
-
-    pub fn start() -> Self {
-        if Self::is_given() {
-            return Self { brokers: Brokers::start("rabbitmq", &[]), tls: None };
-        }
-        let folder = tempfile::tempdir().unwrap();
-        // As root, RabbitMQ runs as somebody else, who must be able to read it.
-        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
-        std::fs::write(&certificate, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        let port = free_address().port();
-        let lines = [
-            "max_message_size = 1000000".to_owned(),
-            format!("listeners.ssl.1 = 127.0.0.1:{port}"),
-            format!("ssl_options.certfile = {}", certificate.display()),
-            format!("ssl_options.keyfile = {}", key.display()),
-            format!("ssl_options.cacertfile = {}", certificate.display()),
-        ];
-        let options: Vec<&str> = lines.iter().flat_map(|line| ["--rabbitmq-conf", line.as_str()]).collect();
-        Self { brokers: Brokers::start("rabbitmq", &options), tls: Some(Tls { port, certificate, _folder: folder }) }
-    }
-
-    pub fn url(&self) -> String {
-        self.brokers.rabbitmq().to_owned()
-    }
-
-    /// Host and port.
-    pub fn address(&self) -> String {
-        let url = self.url();
-        let place = url.strip_prefix("amqp://").unwrap().split('/').next().unwrap();
-        place.rsplit('@').next().unwrap().to_owned()
-    }
-}
 
 pub fn settings(url: &str, exchange: &str) -> Settings {
     Settings {
@@ -200,15 +131,17 @@ impl Bench {
         verdicts
     }
 
-    /// The sequences in the queue, in its order.
+    /// Takes out what is in the queue: the sequences, in its order.
     pub async fn received(&self) -> Vec<u64> {
-        let mut received = Vec::new();
-        let options = BasicGetOptions { no_ack: true };
-        while let Some(message) = self.admin.basic_get(self.exchange.as_str().into(), options).await.unwrap() {
-            let id = message.properties.message_id().as_ref().unwrap().as_str().to_owned();
-            received.push(id.strip_prefix("id-").unwrap().parse().unwrap());
-        }
-        received
+        let queue = self.exchange.as_str();
+        let asked = QueueDeclareOptions { passive: true, ..Default::default() };
+        let told = self.admin.queue_declare(queue.into(), asked, FieldTable::default()).await.unwrap();
+        let taken = whole::take(&self.admin, &[queue.to_owned()], told.message_count() as usize).await;
+        let sequence = |payload: &str| {
+            let envelope: serde_json::Value = serde_json::from_str(payload).unwrap();
+            envelope["relaysequence"].as_str().unwrap().parse().unwrap()
+        };
+        taken.iter().map(|arrived| sequence(&arrived.payload)).collect()
     }
 
     pub async fn tidy(self) {

@@ -1,24 +1,26 @@
 //! What can happen to a broker of one's own: an alarm, a hang, a kill.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapin::types::{AMQPValue, FieldTable};
+use rustix::process::Signal;
 use sipsim_relay::publish::Report;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
-use super::bench::{self, Bench, Broker, Output, PATIENCE};
+use super::bench::{self, Bench, Output, PATIENCE};
+use crate::support::Brokers;
 
+/// Takes most of a minute: a hung broker shows only by missed heartbeats, and a killed one has to start again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_blocks_hangs_or_is_killed_costs_nothing_but_time() {
-    if Broker::is_given() {
+    let broker = Arc::new(Brokers::own());
+    if broker.is_given("rabbitmq") {
         return eprintln!("the given broker is not ours to hang and kill: nothing was tested");
     }
-    let broker = Arc::new(Broker::start());
-    let url = broker.url();
+    let url = broker.rabbitmq().to_owned();
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     let mut bench = Bench::new("sink-faults", &url, &url, arguments).await;
@@ -78,31 +80,28 @@ enum Sign {
 
 enum Order {
     Ctl(&'static [&'static str]),
-    Signal(&'static str),
+    Signal(Signal),
     KillAndStart,
 }
 
 const SCRIPT: [(Sign, &[Order]); 7] = [
     (Sign::Delivered(100), &[Order::Ctl(&["set_vm_memory_high_watermark", "absolute", "1MB"])]),
     (Sign::Lost("blocked"), &[Order::Ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"])]),
-    (Sign::Connected, &[Order::Signal("-STOP")]),
-    (Sign::Lost("disconnected"), &[Order::Signal("-CONT")]),
+    (Sign::Connected, &[Order::Signal(Signal::STOP)]),
+    (Sign::Lost("disconnected"), &[Order::Signal(Signal::CONT)]),
     (Sign::Connected, &[Order::KillAndStart]),
     (Sign::Lost("disconnected"), &[]),
     (Sign::Connected, &[]),
 ];
 
 impl Order {
-    fn give(&self, broker: &Broker) {
+    fn give(&self, broker: &Brokers) {
         match self {
-            Self::Ctl(arguments) => drop(broker.brokers.rabbitmqctl(arguments)),
-            Self::Signal(signal) => {
-                let pid = broker.brokers.pid("rabbitmq").to_string();
-                assert!(Command::new("kill").args([*signal, pid.as_str()]).status().unwrap().success());
-            }
+            Self::Ctl(arguments) => drop(broker.rabbitmqctl(arguments)),
+            Self::Signal(signal) => broker.signal("rabbitmq", *signal),
             Self::KillAndStart => {
-                broker.brokers.kill_one("rabbitmq");
-                broker.brokers.start_one("rabbitmq");
+                broker.kill_one("rabbitmq");
+                broker.start_one("rabbitmq");
             }
         }
     }

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
-use crate::support::{Brokers, free_address, now};
+use crate::support::{Brokers, now};
 
 /// Of every user of either broker, and of the client of the token server.
 pub const PASSWORD: &str = "canary-password-of-brokers";
@@ -94,13 +94,10 @@ pub struct Doors {
 impl Doors {
     /// Users `relay` and `rolling` with [`PASSWORD`], at RabbitMQ also `by-certificate` and `by-another` without one.
     pub fn open(files: &Files) -> Self {
-        let [tls, mutual, expired, login, amqps] = [(); 5].map(|()| free_address());
         let path = |name: &str| files.path(name).display().to_string();
         let module = "org.apache.kafka.common.security";
         let unsecured = "oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler";
-        let listeners = [("TLS", "SSL", tls), ("MUTUAL", "SSL", mutual), ("EXPIRED", "SSL", expired)];
-        let listeners = listeners.into_iter().chain([("LOGIN", "SASL_SSL", login)]);
-        let listeners = listeners.map(|(name, protocol, at)| format!("{name}:{protocol}:{}", at.port()));
+        let listeners = ["TLS:SSL:0", "MUTUAL:SSL:0", "EXPIRED:SSL:0", "LOGIN:SASL_SSL:0"].map(str::to_owned);
         let properties = [
             "ssl.keystore.type=PEM".to_owned(),
             format!("ssl.keystore.location={}", path("kafka.pem")),
@@ -121,7 +118,6 @@ impl Doors {
             format!("listener.name.login.oauthbearer.sasl.server.callback.handler.class={module}.{unsecured}"),
         ];
         let lines = [
-            format!("listeners.ssl.1 = {amqps}"),
             format!("ssl_options.certfile = {}", path("rabbitmq.pem")),
             format!("ssl_options.keyfile = {}", path("rabbitmq-key.pem")),
             format!("ssl_options.cacertfile = {}", path("authority.pem")),
@@ -132,12 +128,17 @@ impl Doors {
             "auth_mechanisms.2 = EXTERNAL".to_owned(),
         ];
         let options: Vec<String> = listeners
+            .into_iter()
             .flat_map(|value| ["--kafka-listener".to_owned(), value])
             .chain(properties.into_iter().flat_map(|value| ["--kafka-property".to_owned(), value]))
             .chain(lines.into_iter().flat_map(|value| ["--rabbitmq-conf".to_owned(), value]))
+            .chain(["--rabbitmq-tls".to_owned()])
             .collect();
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        let doors = Self { brokers: Brokers::start("all", &options), tls, mutual, expired, login, amqps };
+        let brokers = Brokers::start("all", &options);
+        let [tls, mutual, expired, login] =
+            ["TLS", "MUTUAL", "EXPIRED", "LOGIN"].map(|name| brokers.address(&format!("KAFKA_{name}")));
+        let doors = Self { tls, mutual, expired, login, amqps: brokers.address("RABBITMQ_TLS"), brokers };
         doors.brokers.kafka_passwords(&[("relay", PASSWORD), ("rolling", PASSWORD)]);
         for (user, password) in [("relay", PASSWORD), ("rolling", PASSWORD), ("by-certificate", ""), ("by-another", "")]
         {
