@@ -1,7 +1,7 @@
 # `make help` lists the targets. They want Rust; what else is missing is installed (as root, on Debian) or named in one line.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo run brokers test faults bench fuzz
+.PHONY: help demo run brokers check test nightly faults bench fuzz
 
 # What the build itself wants: the C compiler and make for librdkafka and SQLite, and OpenSSL to link librdkafka with.
 BUILD_NEEDS := cc:build-essential pkg-config:pkg-config /usr/include/openssl/ssl.h:libssl-dev
@@ -19,8 +19,15 @@ run: build-needs ## builds and starts the relay alone, on http://127.0.0.1:8080;
 brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topics and queues, and leaves them running
 	scripts/try-brokers
 
-test: build-needs ## the whole gate: format, clippy, unit tests, the relay on a socket, real brokers, README, compose file, metrics
-	scripts/test
+check: build-needs ## for before each commit: format, clippy, unit tests, the command line and the relay on a socket, no brokers; three minutes
+	scripts/gate check
+
+test: build-needs ## the whole gate: what `make check` does, real brokers, crashes and full disks, README, chart, compose file, metrics
+	scripts/gate test
+
+# SEED repeats a run; target/gate.json says what passed.
+nightly: build-needs ## the long forms one after the other, with a seed that is printed: faults, siege, rollout, fuzz, older brokers, Kubernetes; hours
+	scripts/gate nightly
 
 # FAULTS_KILLS, FAULTS_CUTS, FAULTS_STEPS, FAULTS_BACKLOG, FAULTS_SEED and more (tests/faults/main.rs) make it longer, shorter, or the same again.
 faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
