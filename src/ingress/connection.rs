@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::door::{Door, Keep};
 use super::framing::Framing;
@@ -112,7 +113,7 @@ fn poll_leftover(watched: &Watched, cx: &mut Context<'_>) {
     if leftover.as_mut().is_some_and(|leftover| leftover.poll_drained(cx).is_ready()) {
         *leftover = None;
         if watched.phase() == Phase::Drain {
-            watched.enter(Phase::Idle);
+            watched.await_next(Instant::now());
         }
     }
 }
@@ -150,11 +151,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noticed<S> {
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         let read = &buffer.filled()[before..];
         if !read.is_empty() {
-            self.watched.bytes_read(read);
-            if let Some(Err(request)) = self.framing.as_mut().map(|framing| framing.read(read)) {
-                self.watched.ambiguous_from(request);
-                self.framing = None;
+            let this = &mut *self;
+            if let Some(framing) = &mut this.framing {
+                let is_clear = framing.read(read);
+                this.watched.begun(framing.begun());
+                if let Err(request) = is_clear {
+                    this.watched.ambiguous_from(request);
+                    this.framing = None;
+                }
             }
+            this.watched.bytes_read(read);
         }
         Poll::Ready(Ok(()))
     }

@@ -88,6 +88,12 @@ impl Framing {
         }
     }
 
+    /// How many requests of the connection have begun: of the newest perhaps only its first byte has come.
+    pub fn begun(&self) -> u32 {
+        let in_request_line = self.next == Next::RequestLine && self.begun.length > 0 && self.begun.start[0] != b'\r';
+        self.heads + u32::from(in_request_line)
+    }
+
     /// A line ended; `start` is its beginning, `length` counts all of it but the line feed. False if it can be read in two ways.
     fn line(&mut self, start: &[u8], length: usize, last: Option<u8>) -> bool {
         let is_empty = length == 0 || start == b"\r";
@@ -180,6 +186,16 @@ mod tests {
         check(&format!("{CLEAR}\n{CLEAR}"), Err(2));
         check(&format!("\n{CLEAR}"), Err(1));
         check(&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n{CHUNKED}{doubtful}", "y".repeat(1000)), Err(3));
+    }
+
+    #[test]
+    fn a_request_has_begun_with_its_first_byte_and_not_with_an_empty_line() {
+        for (behind, begun) in [("", 2), ("\r\n\r", 2), ("\r\nP", 3), ("POST / HTTP/1.1\r\n", 3), (CLEAR, 3)] {
+            let mut framing = Framing::default();
+            assert_eq!(framing.begun(), 0);
+            assert_eq!(framing.read(format!("{CLEAR}{CHUNKED}{behind}").as_bytes()), Ok(()));
+            assert_eq!(framing.begun(), begun, "{behind:?}");
+        }
     }
 
     #[test]

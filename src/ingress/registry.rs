@@ -119,8 +119,10 @@ pub struct Watched {
     began: Instant,
     /// The phase in the upper byte; below, the microseconds from `began` to when it was entered. One word, so that both are always read together.
     state: AtomicU64,
-    /// Microseconds from `began` to the newest read.
-    last_read: AtomicU64,
+    /// Requests that have begun: of the newest perhaps only its first byte has come.
+    begun: AtomicU32,
+    /// Microseconds from `began` to the read that brought the first byte of the newest of them.
+    begun_at: AtomicU64,
     /// Microseconds from `began` to when a write found the peer not reading; 0 while writes go through.
     stalled_since: AtomicU64,
     /// It once carried a genuine request.
@@ -142,7 +144,8 @@ impl Watched {
             id,
             began: Instant::now(),
             state: AtomicU64::new((phase as u64) << PHASE_SHIFT),
-            last_read: AtomicU64::new(0),
+            begun: AtomicU32::new(0),
+            begun_at: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
             proved: AtomicBool::new(false),
             requests: AtomicU32::new(0),
@@ -178,22 +181,27 @@ impl Watched {
         self.set(phase, self.age());
     }
 
+    /// With what was just read, so many requests of the connection have begun.
+    pub fn begun(&self, requests: u32) {
+        if self.begun.swap(requests, Ordering::Relaxed) < requests {
+            self.begun_at.store(self.age(), Ordering::Relaxed);
+        }
+    }
+
     /// Bytes came. They begin a request if none is under way; empty lines before one, which RFC 9112 §2.2 has us ignore, do not.
     pub fn bytes_read(&self, bytes: &[u8]) {
         let now = self.age();
-        self.last_read.store(now, Ordering::Relaxed);
         let waiting = matches!(self.phase(), Phase::Silent | Phase::Idle);
         if waiting && bytes.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
             self.set(Phase::Head, now);
         }
     }
 
-    /// A request's head is complete. Gives when its first byte came; for one that came behind the request before it, when it came with
-    /// that one's last bytes.
+    /// A request's head is complete. Gives when its first byte came.
     pub fn request_began(&self) -> Instant {
         let since = match self.get() {
             (Phase::Head, since) => since,
-            _ => self.last_read.load(Ordering::Relaxed),
+            _ => self.begun_at.load(Ordering::Relaxed),
         };
         self.set(Phase::Body, since);
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -225,9 +233,18 @@ impl Watched {
         if leftover.is_some() {
             self.set(Phase::Drain, self.get().1);
         } else {
-            self.set(Phase::Idle, self.age_at(now));
+            self.await_next(now);
         }
         *lock(&self.leftover) = leftover;
+    }
+
+    /// Nothing is left of a request. The next one may have begun: its first bytes can come with the last ones of this, and then no read tells of them.
+    pub fn await_next(&self, now: Instant) {
+        if self.begun.load(Ordering::Relaxed) > self.requests.load(Ordering::Relaxed) {
+            self.set(Phase::Head, self.begun_at.load(Ordering::Relaxed));
+        } else {
+            self.set(Phase::Idle, self.age_at(now));
+        }
     }
 
     /// Writes find the peer not reading, or reading again.

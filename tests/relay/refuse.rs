@@ -210,3 +210,52 @@ fn a_body_that_does_not_come_in_time_is_408_and_a_head_that_does_not_is_closed()
     assert_eq!(outcome(&relay, "too_slow"), 1.0);
     nothing_came_in(&relay);
 }
+
+#[test]
+fn half_a_request_is_over_by_the_deadline_also_behind_a_whole_one() {
+    let relay = Relay::start("");
+    let post = |body: &str| {
+        let length = body.len();
+        format!(
+            "POST {PATH} HTTP/1.1\r\nHost: relay\r\nContent-Length: {length}\r\n{}\r\n{body}",
+            signed(body.as_bytes())
+        )
+    };
+    let whole = post("{}");
+    let head = &whole[..whole.len() - 4];
+    let chunked = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n{}\r\n2\r\n{{}}\r\n0\r\n\r\n",
+        signed(b"{}")
+    );
+    let unsigned = "POST /elsewhere HTTP/1.1\r\nHost: relay\r\nContent-Length: 2\r\n\r\n{}";
+    let large = post(&format!("[{}]", "1,".repeat(300_000) + "1"));
+    // What is sent in one piece, which answers come, and whether the connection may stay.
+    let mut cases = [
+        ("the head alone", head.to_owned(), &[][..], false),
+        ("behind one that is accepted", format!("{whole}{head}"), &[200], false),
+        ("its first byte, behind two", format!("{whole}{whole}P"), &[200, 200], false),
+        ("behind one in chunks", format!("{chunked}{head}"), &[200], false),
+        ("behind one of many pieces", format!("{large}{head}"), &[200], false),
+        ("behind one that is refused", format!("{unsigned}{head}"), &[404], false),
+        ("behind one without a body", format!("GET / HTTP/1.1\r\nHost: relay\r\n\r\n{head}"), &[404], false),
+        ("a body, behind one that is accepted", format!("{whole}{}", &whole[..whole.len() - 1]), &[200, 408], false),
+        ("an empty line is no request", format!("{whole}\r\n"), &[200], true),
+    ]
+    .map(|(what, bytes, answers, stays)| {
+        let mut client = Client::connect(relay.ingress).expect("a connection");
+        client.send(bytes.as_bytes()).expect("it is sent");
+        (what, client, answers, stays)
+    });
+    let start = Instant::now();
+    for (what, client, answers, _) in &mut cases {
+        for expected in *answers {
+            let answer = client.answer().unwrap_or_else(|error| panic!("{what}: {error} instead of {expected}"));
+            assert_eq!(answer.status, *expected, "{what}");
+        }
+    }
+    for (what, client, _, stays) in &mut cases {
+        let left = Duration::from_secs(3).saturating_sub(start.elapsed()).max(Duration::from_millis(10));
+        assert_eq!(client.is_closed_within(left), !*stays, "{what}");
+    }
+    assert_eq!(outcome(&relay, "accepted") + outcome(&relay, "duplicate"), 7.0);
+}

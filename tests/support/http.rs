@@ -137,6 +137,19 @@ impl Client {
         Ok(answer)
     }
 
+    /// Whether the server has closed its side: an end, or an error other than that nothing came within `limit`.
+    pub fn is_closed_within(&mut self, limit: Duration) -> bool {
+        let socket = match self.stream.get_ref() {
+            Line::Plain(socket) => socket,
+            Line::Secure(stream) => stream.get_ref(),
+        };
+        socket.set_read_timeout(Some(limit)).expect("a socket takes it");
+        match self.stream.fill_buf() {
+            Ok(bytes) => bytes.is_empty(),
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        }
+    }
+
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
