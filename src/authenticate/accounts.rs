@@ -129,8 +129,9 @@ impl Accounts {
         reload
     }
 
-    /// Reloads every 2 s, logs what changes once, and hands on what is recovered, until `recovered` is closed. The first look is at once.
-    pub async fn watch(self: Arc<Self>, recovered: mpsc::Sender<Verified>) {
+    /// Reloads every 2 s, logs what changes once, and hands on what is recovered, until `recovered` is closed. The first look is at once. Nobody
+    /// waits here for what is handed on, which `keep_refused` bounds: secrets change also while the journal takes nothing.
+    pub async fn watch(self: Arc<Self>, recovered: mpsc::UnboundedSender<Verified>) {
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut logged = HashSet::new();
@@ -146,12 +147,8 @@ impl Accounts {
                 }
             };
             log(&reload, &mut logged);
-            for verified in reload.recovered {
-                if recovered.send(verified).await.is_err() {
-                    return;
-                }
-            }
-            if recovered.is_closed() {
+            let handed_on = reload.recovered.into_iter().try_for_each(|verified| recovered.send(verified));
+            if handed_on.is_err() || recovered.is_closed() {
                 return;
             }
         }

@@ -2,6 +2,8 @@
 //! come before the relay has it.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -11,30 +13,33 @@ use super::keys::Keys;
 /// What one held request costs beside its body: itself, two short texts, and the allocator's share.
 const OVERHEAD: usize = 256;
 
-/// At most `bytes_max` of requests; when it is full a random one makes room, so that a flood cannot choose what stays.
+/// At most `bytes_max` of requests, those included that were recovered and are not in the journal yet; when it is full a random one that is still
+/// unproved makes room, so that a flood cannot choose what stays.
 pub struct Held {
     requests: Vec<Request>,
-    bytes: usize,
+    bytes: Arc<AtomicUsize>,
     bytes_max: usize,
     random: fastrand::Rng,
 }
 
 impl Held {
     pub fn new(bytes_max: usize, random: fastrand::Rng) -> Self {
-        Self { requests: Vec::new(), bytes: 0, bytes_max, random }
+        Self { requests: Vec::new(), bytes: Arc::default(), bytes_max, random }
     }
 
     pub fn keep(&mut self, mut request: Request) {
-        if cost(&request) > self.bytes_max {
+        let cost = request.body.len() + OVERHEAD;
+        if cost > self.bytes_max {
             return;
         }
-        while self.bytes + cost(&request) > self.bytes_max {
-            let dropped = self.requests.swap_remove(self.random.usize(..self.requests.len()));
-            self.bytes -= cost(&dropped);
+        while self.bytes.load(Ordering::Relaxed) + cost > self.bytes_max {
+            if self.requests.is_empty() {
+                return; // What waits for the journal takes it all.
+            }
+            self.requests.swap_remove(self.random.usize(..self.requests.len()));
         }
         // The body may be a slice of the connection's read buffer, all of which it would keep alive.
-        request.body = Bytes::copy_from_slice(&request.body);
-        self.bytes += cost(&request);
+        request.body = Bytes::from_owner(Counted::new(&request.body, &self.bytes));
         self.requests.push(request);
     }
 
@@ -45,7 +50,6 @@ impl Held {
             match keys.signer_of(&request) {
                 Some(key) => {
                     key.used(request.received_at);
-                    self.bytes -= cost(&request);
                     recovered.push(request);
                 }
                 None => self.requests.push(request),
@@ -63,6 +67,27 @@ impl Held {
     }
 }
 
-fn cost(request: &Request) -> usize {
-    request.body.len() + OVERHEAD
+/// A held request's body. It counts until the last clone of it is gone, wherever that is by then.
+struct Counted {
+    body: Box<[u8]>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    fn new(body: &[u8], bytes: &Arc<AtomicUsize>) -> Self {
+        bytes.fetch_add(body.len() + OVERHEAD, Ordering::Relaxed);
+        Self { body: body.into(), bytes: Arc::clone(bytes) }
+    }
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.body.len() + OVERHEAD, Ordering::Relaxed);
+    }
 }

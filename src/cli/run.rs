@@ -16,18 +16,20 @@ use crate::admin::{Admin, Health, Pace, Sources};
 use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
 use crate::config::{self, Config, Loaded, Problems};
-use crate::ingress::{Ingress, Rooms, Serving};
-use crate::journal::{self, Journal, Options};
+use crate::ingress::{Ingress, Rooms, Serving, event_of};
+use crate::journal::{self, AppendError, Journal, Options};
 use crate::metrics::Metrics;
-use crate::normalize::normalize;
+use crate::normalize::Derived;
 use crate::publish::{ConsoleWriter, Outputs, Publisher};
 
-/// Recovered requests on their way to the journal.
-const RECOVERED_MAX: usize = 64;
+/// How often a request that was proved late is brought to a journal that cannot take it: as often as the journal itself is tried again.
+const LATE_AGAIN: Duration = Duration::from_secs(1);
 /// What the stop may take beside `shutdown.delay` and `shutdown.drain` (DESIGN §4: 2 s), less what ending the process takes.
 const STOP_SLACK: Duration = Duration::from_millis(1_800);
 /// Of that, for the journal to close its file.
 const CLOSE_MAX: Duration = Duration::from_millis(500);
+/// For the tasks to say what they leave undone; they wait for nothing then.
+const TASKS_MAX: Duration = Duration::from_millis(50);
 /// How long the start waits for the journal to be opened, which takes a few milliseconds; not longer, since the disk may not decide whether the
 /// ports listen. Without it the first scrape would show a ledger of zeros, and the first probe say that we are not ready.
 const OPEN_MAX: Duration = Duration::from_secs(1);
@@ -189,10 +191,11 @@ impl Relay {
         health.listening();
         let mut tasks = JoinSet::new();
         tasks.spawn(admin.serve());
-        let (recovered, late) = mpsc::channel(RECOVERED_MAX);
+        let (recovered, late) = mpsc::unbounded_channel();
         tasks.spawn(Arc::clone(&accounts).look_into_refused());
         tasks.spawn(Arc::clone(&accounts).watch(recovered));
-        tasks.spawn(take_in_late(late, config.events.extra.clone(), journal.clone(), metrics));
+        let late = Late { proved: late, under_way: false };
+        tasks.spawn(late.take_in(config.events.extra.clone(), journal.clone(), metrics));
         Ok(Self {
             config,
             secret_made,
@@ -240,7 +243,7 @@ impl Relay {
 
     /// Ends in order: unready first, still accepting for `shutdown.delay`; then no new requests, those that were read are answered, and what is
     /// pending is published for `shutdown.drain`. Takes their sum and 2 s at the most, whatever the broker does.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.health.stopping(); // Load balancers look elsewhere first,
         self.ingress.close_after_answers(); // and are told so on each answer,
         tokio::time::sleep(self.config.shutdown.delay).await; // while requests on their way are still taken.
@@ -265,7 +268,7 @@ impl Relay {
         let writer = self.writer;
         let closed = tokio::task::spawn_blocking(move || writer.stop());
         let _ = tokio::time::timeout(CLOSE_MAX / 2, closed).await;
-        drop(self.tasks);
+        let _ = tokio::time::timeout(TASKS_MAX, self.tasks.shutdown()).await;
         info!("stopped");
     }
 }
@@ -280,24 +283,64 @@ fn last_refused(explanation: &Explanation) -> serde_json::Value {
     })
 }
 
-/// Requests that a secret which came later proved genuine: kept last in order, their 401 stands.
-async fn take_in_late(
-    mut late: mpsc::Receiver<Verified>,
-    extra: Vec<Arc<str>>,
-    journal: Journal,
-    metrics: Arc<Metrics>,
-) {
-    while let Some(verified) = late.recv().await {
-        let account = verified.account.clone();
-        match journal.append(Box::new(normalize(verified, &extra))).await {
-            Ok(receipt) if receipt.duplicate => {}
-            Ok(receipt) => {
+/// Requests that a secret which came later proved genuine.
+struct Late {
+    proved: mpsc::UnboundedReceiver<Verified>,
+    /// One was taken out of the queue and is not kept yet.
+    under_way: bool,
+}
+
+impl Late {
+    /// Keeps them last in order; their 401 stands. One that the journal cannot take is brought again until it can, and those behind it wait.
+    async fn take_in(mut self, extra: Vec<Arc<str>>, journal: Journal, metrics: Arc<Metrics>) {
+        let mut is_told = false;
+        while let Some(verified) = self.proved.recv().await {
+            let account = verified.account.clone();
+            let Ok(event) = event_of(verified, |body| Derived::from_body(body, &extra)) else {
+                warn!(account.name = %account, "a refused webhook that a new secret proved could not be read by a fault in the relay itself; please report it");
+                continue;
+            };
+            self.under_way = true;
+            let mut was_refused = false;
+            let receipt = loop {
+                match journal.append(event.clone()).await {
+                    Ok(receipt) => break receipt,
+                    Err(AppendError::ShuttingDown) => return,
+                    Err(error) => {
+                        was_refused = true;
+                        if !std::mem::replace(&mut is_told, true) {
+                            warn!(
+                                events.waiting = self.waiting(),
+                                "{} refused webhooks that a new secret proved wait for the journal, which takes none now ({error:?}); they are in memory only",
+                                self.waiting()
+                            );
+                        }
+                        tokio::time::sleep(LATE_AGAIN).await;
+                    }
+                }
+            };
+            (self.under_way, is_told) = (false, false);
+            // A try that failed may have kept it all the same: then it is its own duplicate.
+            if !receipt.duplicate || was_refused {
                 metrics.accounts.recovered.with_label_values(&[account.as_str()]).inc();
                 info!(account.name = %account, event.id = %receipt.id, "a webhook that was refused is kept after all: a new secret proved it");
             }
-            Err(error) => {
-                warn!(account.name = %account, "a refused webhook that a new secret proved could not be kept: {error:?}")
-            }
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.proved.len() + usize::from(self.under_way)
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let lost = self.waiting();
+        if lost > 0 {
+            warn!(
+                events.lost = lost,
+                "{lost} refused webhooks that a new secret proved are lost: the journal could not take them before the stop"
+            );
         }
     }
 }

@@ -225,7 +225,7 @@ fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>,
 }
 
 /// What is kept of a verified request. Should reading its body panic, the request is kept as it came: it is genuine, and ours is the fault.
-fn event_of(verified: Verified, read: impl FnOnce(&[u8]) -> Derived) -> Result<Box<Event>, Refusal> {
+pub fn event_of(verified: Verified, read: impl FnOnce(&[u8]) -> Derived) -> Result<Box<Event>, Refusal> {
     let derived = unless_panicking(|| read(&verified.body)).unwrap_or_else(|_| {
         warn!(account.name = %verified.account, "reading a genuine webhook failed by a fault in the relay itself; it is kept as `unknown`. Please report it");
         Derived::undecoded()

@@ -29,7 +29,7 @@ mod tally;
 pub(crate) mod tests;
 mod tls;
 
-pub use door::{Keep, Rooms};
+pub use door::{Keep, Rooms, event_of};
 pub use refusal::{Refusal, Unavailable, Unproved};
 
 use self::budget::Budget;

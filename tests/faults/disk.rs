@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::alone::Alone;
 use crate::support::shim::{EIO, ENOSPC, EROFS, Knob};
-use crate::support::{SECRET, now, sign, wait_until};
+use crate::support::{SECRET, Sent, event_id, now, oracle, sign, wait_until};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -79,6 +79,53 @@ fn a_disk_that_fails_at_the_start_delays_accepting_and_nothing_else() {
     scene.drained();
     // What a killed process printed and could not note any more.
     scene.judge(FAULTS.len() * 2 * 1_000);
+}
+
+#[test]
+fn what_a_new_secret_proves_while_the_disk_fails_is_kept_when_it_is_back_and_counts_once() {
+    const EACH: usize = 5;
+    let mut scene = Alone::prepare("");
+    scene.relay.run();
+    let recovered =
+        |scene: &Alone| scene.relay.metrics().get("sipsim_relay_webhooks_recovered_total", &[("account", "default")]);
+    // SIPSIM signs with a secret that the relay does not have yet; then the disk fails, and then the secret comes.
+    let prove_late = |scene: &mut Alone, round: usize, knobs| {
+        let secret = format!("{round}{}", &SECRET[1..]);
+        scene.drained(); // So that no other write comes first.
+        for number in 0..EACH {
+            let body = oracle::body(0, 12 * round + number);
+            let timestamp = now().to_string();
+            let signature = sign(&secret, &timestamp, body.as_bytes());
+            let headers = [("X-Webhook-Timestamp", &*timestamp), ("X-Webhook-Signature", &*signature)];
+            assert_eq!(scene.relay.post_with(&headers, body.as_bytes()).status, 401);
+            // From here on it is to be kept as if it had been answered 200.
+            let id = Some(event_id("default", body.as_bytes()));
+            scene.sent.push(Sent { body, status: Some(200), id, latency: Duration::ZERO, stalled: false });
+        }
+        set(scene, knobs);
+        scene.relay.write_secret(&format!("round-{round}"), &secret);
+        wait_until("them to be brought in vain", LONG, || {
+            scene.relay.stderr().matches("refused webhooks that a new secret proved wait for the journal").count()
+                == round
+        });
+        scene.assert_refuses();
+        assert_eq!(recovered(scene), ((round - 1) * EACH) as f64);
+    };
+    // Of a write that fails nothing is kept; of a sync that fails the row is there all the same, and the next try finds it.
+    for (round, (what, knobs)) in [(1, FAULTS[0]), (2, FAULTS[3])] {
+        eprintln!("-- {what}");
+        prove_late(&mut scene, round, knobs);
+        clear(&scene, knobs);
+        scene.assert_back();
+        wait_until("all to be kept", LONG, || recovered(&scene) == (round * EACH) as f64);
+    }
+    scene.drained();
+    scene.judge(0);
+    // The stop ends it, and says so.
+    prove_late(&mut scene, 3, FAULTS[0].1);
+    scene.relay.terminate(LONG);
+    let log = scene.relay.stderr();
+    assert!(log.contains("5 refused webhooks that a new secret proved are lost"), "{log}");
 }
 
 /// All of the log is in the file already then, so that its checkpoint asks nothing of the disk.

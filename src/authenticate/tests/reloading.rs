@@ -213,6 +213,14 @@ fn held_requests_stay_within_their_bytes() {
         if held > 0 {
             assert!(recovered.iter().any(|v| v.body == format!("{:0744}", bodies - 1)));
         }
+        // What is recovered counts until the journal has it.
+        let one_more = || {
+            assert_eq!(signed(&accounts, "3", &format!("{:0744}", 0)), Err(Refused::BadSignature));
+            accounts.by_path("/default").unwrap().held()
+        };
+        assert_eq!(one_more(), usize::from((held + 1) * 1000 <= keep_refused));
+        drop(recovered);
+        assert!(one_more() > 0 || keep_refused < 1000);
     };
     check(10_000, 9, 9);
     check(10_000, 10, 10);
@@ -238,7 +246,7 @@ fn a_request_tried_with_secrets_that_just_changed_is_tried_again() {
 async fn watching_hands_on_what_is_recovered() {
     let fixture = Fixture::new(&[("old", "1")]);
     let accounts = Arc::new(fixture.open());
-    let (sender, mut recovered) = tokio::sync::mpsc::channel(1);
+    let (sender, mut recovered) = tokio::sync::mpsc::unbounded_channel();
     let watching = tokio::spawn(Arc::clone(&accounts).watch(sender));
     assert_eq!(signed(&accounts, "2", "{}"), Err(Refused::BadSignature));
     fixture.write("new", "2");
