@@ -11,6 +11,8 @@ use super::Content;
 
 /// Deeper nesting breaks consumers' parsers. serde_json's own limit, the lowest in common use.
 const DEPTH_MAX: usize = 128;
+/// Longer numbers break consumers' parsers: Jackson takes 1,000 digits, Python 4,300. In characters as written, with sign, point and exponent.
+const NUMBER_MAX: usize = 1000;
 
 /// Top-level fields as they stand in the body, without white space around. Of doubled keys the last.
 #[derive(Default)]
@@ -29,8 +31,8 @@ pub struct Fields<'a> {
 /// Whether `body` is JSON for a consumer, and its fields if it is a JSON object, however deep.
 pub fn read(body: &[u8]) -> (Content, Fields<'_>) {
     let Some(fields) = str::from_utf8(body).ok().and_then(fields) else { return (Content::Opaque, Fields::default()) };
-    let content = if is_deeper(body, DEPTH_MAX) { Content::Opaque } else { Content::Json };
-    (content, fields)
+    let breaks_parsers = is_deeper(body, DEPTH_MAX) || has_longer_number(body, NUMBER_MAX);
+    (if breaks_parsers { Content::Opaque } else { Content::Json }, fields)
 }
 
 /// `None` if this is no JSON. serde_json skips values without recursion, so that no depth can overflow the stack, and looks at no number's size and
@@ -68,22 +70,56 @@ pub fn is_deeper(json: &[u8], max: usize) -> bool {
     if memchr2_iter(b'[', b'{', json).take(max + 1).count() <= max {
         return false; // Nearly every body.
     }
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in json {
+    let mut depth = 0_usize;
+    outside_texts(json).any(|byte| {
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true, // Only ever inside a text.
-            b'"' => in_text = !in_text,
-            _ if in_text => {}
             b'[' | b'{' => depth += 1,
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > max {
-            return true;
+        depth > max
+    })
+}
+
+/// Whether valid JSON holds a number of more than `max` characters.
+pub fn has_longer_number(json: &[u8], max: usize) -> bool {
+    let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+    // One that is longer covers one of these places, wherever it begins. Most bodies have none, and of the others most only a letter e.
+    let mut places = (max..json.len()).step_by(max + 1);
+    let may_have = places.any(|place| {
+        let (before, from) = json.split_at(place);
+        let longest = max + 1;
+        from.first().is_some_and(is_part)
+            && before.iter().rev().take(longest).take_while(|byte| is_part(byte)).count()
+                + from.iter().take(longest).take_while(|byte| is_part(byte)).count()
+                > max
+    });
+    let mut length = 0;
+    may_have
+        && outside_texts(json).any(|byte| {
+            length = if is_part(&byte) { length + 1 } else { 0 };
+            length > max
+        })
+}
+
+/// The bytes of valid JSON that stand in none of its texts, the quotes of which are given.
+fn outside_texts(json: &[u8]) -> impl Iterator<Item = u8> {
+    let (mut in_text, mut is_escaped) = (false, false);
+    json.iter().copied().filter(move |byte| match byte {
+        _ if is_escaped => {
+            is_escaped = false;
+            false
         }
-    }
-    false
+        b'\\' => {
+            is_escaped = true; // Only ever inside a text.
+            false
+        }
+        b'"' => {
+            in_text = !in_text;
+            true
+        }
+        _ => !in_text,
+    })
 }
 
 struct FieldsVisitor;

@@ -166,7 +166,7 @@ pub type IdText = ArrayString<36>;
 /// Whether the body is JSON that a consumer's parser can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// RFC 8259 in UTF-8 without BOM, nested at most 128 deep: `data`, `application/json`.
+    /// RFC 8259 in UTF-8 without BOM, nested at most 128 deep, no number longer than 1,000 characters: `data`, `application/json`.
     Json,
     /// Anything else: `data_base64`, `application/octet-stream`.
     Opaque,

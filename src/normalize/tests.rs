@@ -391,6 +391,34 @@ fn nesting_past_128_is_opaque_and_no_depth_overflows() {
 }
 
 #[test]
+fn a_number_past_1000_characters_is_opaque_wherever_it_stands() {
+    let check = |body: &str, content| assert_eq!(event_of(body).content, content, "{} bytes: {body:.40}", body.len());
+    let digits = "7".repeat(1001);
+    for (most, over) in [
+        (&digits[1..], &*digits),
+        (&format!("-{}", &digits[2..]), &format!("-{}", &digits[1..])),
+        (&format!("0.{}", &digits[3..]), &format!("0.{}", &digits[2..])),
+        (&format!("1e-{}", &digits[4..]), &format!("1E+{}", &digits[3..])),
+        (&format!("1e{}1", "0".repeat(997)), &format!("1e{}1", "0".repeat(998))),
+    ] {
+        // At each place within the distance at which it is looked for.
+        for before in (0..1100).step_by(7).chain([2500]) {
+            let around = |number: &str| format!("[{}{number},true]", " ".repeat(before));
+            check(&around(most), Content::Json);
+            check(&around(over), Content::Opaque);
+        }
+        check(over, Content::Opaque);
+        check(most, Content::Json);
+    }
+    // Digits within texts and keys are none, nor are many numbers one.
+    check(&format!(r#"{{"{digits}":"\"{digits}","n":[{}1]}}"#, "1,".repeat(5000)), Content::Json);
+    check(&format!(r#"["{}\\",{digits}]"#, "e".repeat(3000)), Content::Opaque);
+    // It is still the event that it says it is.
+    let event = event_of(format!(r#"{{"event":"sms","pbx_id":"a","call_id":{digits}}}"#));
+    assert_eq!((event.name.as_str(), event.subject.as_deref(), event.content), ("sms", Some("a"), Content::Opaque));
+}
+
+#[test]
 fn ids_are_a_digest_that_anybody_can_compute() {
     // printf 'default\0{"event":"test","pbx_id":"test_000000"}' | sha256sum
     // 4f4e7e108d56a5814c18cf576f5d94af75284803cd21dbcae64a4bf7d05cdc26

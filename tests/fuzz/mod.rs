@@ -171,7 +171,7 @@ fn import(_: &Fixture, _: &mut Rng, input: &[u8]) {
 fn imported(text: &str) -> Option<Event> {
     let stored = Stored { sequence: 7, event: export::read(text).ok()? };
     if content_of(&stored.event.body) != stored.event.content {
-        return None; // `journal import` looks at it too, and refuses.
+        return None; // `journal import` looks at it too, and writes the line anew.
     }
     envelope(Mode::Structured, &stored);
     let line = export::write(&stored, JOURNAL);

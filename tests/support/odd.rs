@@ -134,6 +134,13 @@ fn other_json() -> Vec<Odd> {
         .named("tags", "call")
         .subject("deep")
         .opaque(),
+        odd("a number of 1,000 characters", format!(r#"{{"event":"test","n":0.{}}}"#, "1".repeat(998))).test(),
+        odd("a number of 1,001 characters", format!(r#"{{"event":"test","n":0.{}}}"#, "1".repeat(999))).test().opaque(),
+        odd("an integer of 4,301 digits", format!(r#"{{"event":"rating","call_id":5,"n":{}}}"#, "1".repeat(4301)))
+            .named("rating", "ai")
+            .subject("5")
+            .opaque(),
+        odd("1,001 digits in a text", format!(r#"{{"event":"test","message":"{}"}}"#, "1".repeat(1001))).test(),
         odd("one MiB", format!(r#"{{"event":"sms","message":"{}"}}"#, "m".repeat(1 << 20))).named("sms", "sms"),
     ]
 }

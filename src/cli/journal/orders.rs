@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::journal::inspect::{Inspector, is_held};
 use crate::journal::orders::{self, Command, Outcome};
 use crate::journal::selection::{Selection, Standings, State};
-use crate::journal::{OutputRow, export};
-use crate::normalize::{EventName, content_of};
+use crate::journal::{OutputRow, Stored, export};
+use crate::normalize::{Event, EventName, content_of};
 
 /// Events read in one transaction: some ten milliseconds.
 const STEP: usize = 2048;
@@ -249,8 +249,13 @@ fn read_lines(file: &Path, config: &Config) -> Result<Vec<String>, String> {
         if line.is_empty() {
             continue;
         }
-        check_line(line, config).map_err(|problem| format!("{name}:{number}: {problem}; nothing was imported"))?;
-        lines.push(line.to_owned());
+        let event =
+            check_line(line, config).map_err(|problem| format!("{name}:{number}: {problem}; nothing was imported"))?;
+        // What breaks consumers' parsers may be better known than when the line was written.
+        lines.push(match content_of(&event.body) {
+            content if content == event.content => line.to_owned(),
+            content => export::write(&Stored { sequence: 0, event: Event { content, ..event } }, ""),
+        });
     }
     if lines.is_empty() {
         notice(format_args!("{name} holds no events"));
@@ -258,7 +263,7 @@ fn read_lines(file: &Path, config: &Config) -> Result<Vec<String>, String> {
     Ok(lines)
 }
 
-fn check_line(line: &str, config: &Config) -> Result<(), String> {
+fn check_line(line: &str, config: &Config) -> Result<Event, String> {
     let event = export::read(line)?;
     if config.accounts.iter().all(|account| account.name != event.account) {
         return Err(format!("account {} is not configured", event.account));
@@ -268,8 +273,5 @@ fn check_line(line: &str, config: &Config) -> Result<(), String> {
     {
         return Err("its event is none of SIPSIM's and not in events.extra".to_owned());
     }
-    if content_of(&event.body) != event.content {
-        return Err("what it says of json is not so".to_owned());
-    }
-    Ok(())
+    Ok(event)
 }
