@@ -143,7 +143,7 @@ pub(super) fn read(
     let events = sections::events(&root.section("events"));
     let envelope = sections::envelope(&root.section("envelope"));
     let journal = sections::journal(&root.section("journal"));
-    let outputs = outputs::outputs(&root.section("outputs"), &events, &accounts);
+    let outputs = outputs::outputs(&root.section("outputs"), &instance, &events, &accounts);
     let section = root.section("admin");
     let admin = sections::admin(&section);
     // A port of 0 is whichever is free, so that two of them are never the same.

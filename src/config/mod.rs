@@ -161,6 +161,8 @@ pub struct Routes {
 
 #[derive(Clone, Debug)]
 pub struct Kafka {
+    /// [`Config::instance`], the client's id.
+    pub instance: String,
     pub topics: Routes,
     pub mode: Mode,
     pub brokers: String,
@@ -194,6 +196,8 @@ pub struct KafkaSecurity {
 
 #[derive(Clone, Debug)]
 pub struct RabbitMq {
+    /// [`Config::instance`], the connection's name.
+    pub instance: String,
     /// Tried in turn, shuffled. `amqp://` or `amqps://`.
     pub urls: Vec<String>,
     pub username: Option<String>,

@@ -32,15 +32,15 @@ const TYPES: [(&str, &[&str]); 3] = [
     ("console", &[]),
 ];
 
-pub(super) fn outputs(section: &Section<'_>, events: &Events, accounts: &[Account]) -> Vec<Output> {
+pub(super) fn outputs(section: &Section<'_>, instance: &str, events: &Events, accounts: &[Account]) -> Vec<Output> {
     let mut names = section.keys().peekable();
     if names.peek().is_none() && section.sound_here() {
         return Name::new("console").map(|name| Output { name, kind: OutputKind::Console }).into_iter().collect();
     }
-    names.filter_map(|name| output(section, name, events, accounts)).collect()
+    names.filter_map(|name| output(section, name, instance, events, accounts)).collect()
 }
 
-fn output(outputs: &Section<'_>, name: &str, events: &Events, accounts: &[Account]) -> Option<Output> {
+fn output(outputs: &Section<'_>, name: &str, instance: &str, events: &Events, accounts: &[Account]) -> Option<Output> {
     let section = outputs.section(name);
     let output_name = Name::new(name);
     if output_name.is_none() {
@@ -68,8 +68,8 @@ fn output(outputs: &Section<'_>, name: &str, events: &Events, accounts: &[Accoun
     }
     refuse_foreign(&section, kind);
     let kind = match kind {
-        "kafka" => OutputKind::Kafka(kafka(&section, events, accounts)),
-        "rabbitmq" => OutputKind::RabbitMq(rabbitmq(&section, events, accounts)),
+        "kafka" => OutputKind::Kafka(kafka(&section, instance, events, accounts)),
+        "rabbitmq" => OutputKind::RabbitMq(rabbitmq(&section, instance, events, accounts)),
         _ => OutputKind::Console,
     };
     Some(Output { name: output_name?, kind })
@@ -102,8 +102,9 @@ fn refuse_foreign(section: &Section<'_>, kind: &str) {
     }
 }
 
-fn kafka(section: &Section<'_>, events: &Events, accounts: &[Account]) -> Kafka {
+fn kafka(section: &Section<'_>, instance: &str, events: &Events, accounts: &[Account]) -> Kafka {
     Kafka {
+        instance: instance.to_owned(),
         topics: routes::read(section, &routes::TOPICS, events, accounts),
         mode: section.read("mode", "structured", word(&[("structured", Mode::Structured), ("binary", Mode::Binary)])),
         brokers: section.read("brokers", "127.0.0.1:9092", brokers),
@@ -244,7 +245,7 @@ fn check_combination(section: &Section<'_>, protocol: &str, mechanism: Option<&s
     }
 }
 
-fn rabbitmq(section: &Section<'_>, events: &Events, accounts: &[Account]) -> RabbitMq {
+fn rabbitmq(section: &Section<'_>, instance: &str, events: &Events, accounts: &[Account]) -> RabbitMq {
     let mut urls = Vec::new();
     for (index, text) in section.list("urls", &["amqp://127.0.0.1:5672/%2f"]).into_iter().enumerate() {
         let path = section.path.join("__").to_uppercase();
@@ -273,6 +274,7 @@ fn rabbitmq(section: &Section<'_>, events: &Events, accounts: &[Account]) -> Rab
         section.problem("username", "missing: a password needs the name that it belongs to");
     }
     let rabbitmq = RabbitMq {
+        instance: instance.to_owned(),
         username: username.or(url_username),
         password,
         ca_file: section.optional("ca_file", path),

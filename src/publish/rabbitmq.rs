@@ -90,8 +90,7 @@ impl Publisher {
         let mut pause = PAUSE_MIN;
         let mut told = None;
         loop {
-            let Some(connected) = self.refusing(connect::connect(&self.name.clone(), &self.config.clone())).await
-            else {
+            let Some(connected) = self.refusing(connect::connect(&self.config.clone())).await else {
                 return;
             };
             match connected {

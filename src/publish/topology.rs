@@ -121,6 +121,7 @@ pub(crate) mod tests {
 
     pub(crate) fn kafka(template: &str, by_event: &[(&str, &str)]) -> Kafka {
         Kafka {
+            instance: "relay".into(),
             topics: routes(template, by_event),
             mode: Mode::Structured,
             brokers: "127.0.0.1:9092".into(),
@@ -131,6 +132,7 @@ pub(crate) mod tests {
 
     pub(crate) fn rabbit(template: &str, by_event: &[(&str, &str)]) -> RabbitMq {
         RabbitMq {
+            instance: "relay".into(),
             urls: vec!["amqp://127.0.0.1:5672/%2f".into()],
             username: None,
             password: Default::default(),

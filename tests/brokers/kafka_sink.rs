@@ -24,6 +24,7 @@ const PARTITIONS: i32 = 3;
 
 fn config(broker: &str) -> config::Kafka {
     config::Kafka {
+        instance: "test".into(),
         topics: Routes { template: String::new(), by_event: BTreeMap::new() },
         mode: Mode::Structured,
         brokers: broker.to_owned(),

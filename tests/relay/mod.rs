@@ -5,6 +5,7 @@ mod again;
 mod bodies;
 mod canary;
 mod journal;
+mod keys;
 mod memory;
 mod observe;
 mod recover;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::oracle::{self, KINDS};
 use super::scene::{Scene, WINDOW, assert_all_accepted_in_time};
-use super::{Brokers, Load, Metrics, RABBITMQ_MESSAGE_MAX, Relay, Sent, wait_until, whole};
+use super::{Brokers, Load, Metrics, RABBITMQ_MESSAGE_MAX, Relay, Sent, finish, wait_until, whole};
 
 const LONG: Duration = Duration::from_secs(120);
 const BOTH: [&str; 2] = ["kafka", "rabbitmq"];
@@ -193,23 +193,24 @@ pub fn leaders_change_and_replicas_are_missing(name: &str) {
 
 /// A user without the right to write one topic, which is granted later.
 pub fn kafka_forbids(name: &str) {
-    let scene = Scene::prepare(Brokers::shared(), name, "");
+    let mut scene = Scene::prepare(Brokers::shared(), name, "");
     for kind in KINDS {
         scene.make_topic(kind, &[]);
     }
     let topics = KINDS.map(|kind| scene.of(kind));
     let [forbidden, allowed @ ..] = topics.each_ref().map(String::as_str);
     scene.brokers.kafka_right("allow", "relay", "write", &allowed);
-    std::fs::write(scene.relay.path("password"), "password").expect("a file");
+    let password = ("RELAY_OUTPUTS__KAFKA__SECURITY__PASSWORD", "password");
+    scene.relay.set_environment(password.0, password.1);
     let output =
         scene.kafka_output("{event}").replace(scene.brokers.kafka(), &scene.brokers.address("KAFKA_SASL").to_string());
-    let security = "security = { protocol = \"SASL_PLAINTEXT\", mechanism = \"PLAIN\", username = \"relay\", password_file = \"password\" }\n";
+    let security = "security = { protocol = \"SASL_PLAINTEXT\", mechanism = \"PLAIN\", username = \"relay\" }\n";
     scene.configure(&(output + security), "");
     let scene = scene.up();
     let load = paced(&scene);
     more(&load, 600);
     scene.held("kafka", KINDS[0], "forbidden");
-    let told = scene.relay.finish(&["check", "--live"]);
+    let told = finish(scene.relay.command(&["check", "--live"]).env(password.0, password.1), LONG);
     let told = (told.status.code(), String::from_utf8_lossy(&told.stdout).into_owned());
     assert_eq!(told.0, Some(1), "{}", told.1);
     let command = told.1.lines().find(|line| line.contains("--operation Write --operation Describe"));

@@ -69,7 +69,7 @@ pub fn ask(config: &Config) -> Result<Vec<Finding>, String> {
             OutputKind::RabbitMq(rabbit) => {
                 let keys = topology::destinations(config, &rabbit.routing_keys);
                 let largest = largest(config, Mode::Structured);
-                match runtime.block_on(rabbit_live::ask(&output.name, rabbit, &vhost(rabbit), &keys, largest)) {
+                match runtime.block_on(rabbit_live::ask(rabbit, &vhost(rabbit), &keys, largest)) {
                     Ok(found) => of_rabbitmq(&mut findings, rabbit, &found, largest),
                     Err(why) => findings.add(Level::Problem, format!("RabbitMQ cannot be asked: {why}"), vec![], None),
                 }

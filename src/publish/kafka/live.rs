@@ -152,7 +152,7 @@ async fn connect(config: &config::Kafka) -> Result<Connection, String> {
 
 async fn open(config: &config::Kafka, address: &str) -> Result<Connection, String> {
     let opened = timeout(ANSWER_MAX, async {
-        let mut connection = Connection::open(address, &config.security).await?;
+        let mut connection = Connection::open(address, config).await?;
         if config.security.protocol.starts_with("SASL") {
             sasl::log_in(&mut connection, &config.security).await?;
         }

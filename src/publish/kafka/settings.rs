@@ -83,7 +83,7 @@ pub fn connection(config: &config::Kafka) -> Result<ClientConfig, String> {
         settings.set(key, value);
     };
     set("bootstrap.servers", &config.brokers);
-    set("client.id", "sipsim-relay");
+    set("client.id", &config.instance);
     set("allow.auto.create.topics", "false");
     // Own metrics say what there is to say; the broker need not collect more (KIP-714).
     set("enable.metrics.push", "false");

@@ -31,6 +31,7 @@ struct Sunk {
 
 fn config(brokers: &str, properties: &[(&str, &str)]) -> config::Kafka {
     config::Kafka {
+        instance: "test".into(),
         topics: Routes { template: "unused".into(), by_event: BTreeMap::new() },
         mode: Mode::Structured,
         brokers: brokers.into(),

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use super::fault;
 use super::runtime::{self, Socket};
-use crate::config::{self, OutputName};
+use crate::config;
 use crate::publish::{PublishError, tls};
 use crate::secret::Secret;
 
@@ -58,7 +58,7 @@ impl Link {
 }
 
 /// Connects to the first URL that answers, beginning anywhere. The files are read anew each time.
-pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Result<Link, Refusal> {
+pub(super) async fn connect(config: &config::RabbitMq) -> Result<Link, Refusal> {
     let read = config.clone();
     let access = match tokio::task::spawn_blocking(move || Access::read(&read)).await {
         Ok(Ok(access)) => access,
@@ -76,7 +76,7 @@ pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Res
         };
         let at = format!("{}:{}", uri.authority.host, uri.authority.port);
         let line = Line::default();
-        match timeout(CONNECT_MAX, open(name, uri, access.tls.clone(), line.0.clone())).await {
+        match timeout(CONNECT_MAX, open(&config.instance, uri, access.tls.clone(), line.0.clone())).await {
             Ok(Ok(connection)) => {
                 let events = Box::pin(connection.events_listener());
                 return Ok(Link { connection: Arc::new(connection), events, files: access.files, at, _line: line });
@@ -95,13 +95,13 @@ pub(super) async fn connect(name: &OutputName, config: &config::RabbitMq) -> Res
 }
 
 async fn open(
-    name: &OutputName,
+    name: &str,
     uri: AMQPUri,
     tls: Option<Arc<ClientConfig>>,
     line: Arc<Mutex<Held>>,
 ) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default()
-        .with_connection_name(format!("sipsim-relay {name}").into())
+        .with_connection_name(name.into())
         .with_client_property("product".into(), "sipsim-relay".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     // lapin's own way of connecting knows neither a time limit nor a CA of one's own. This runs on its thread, within our runtime.
@@ -256,6 +256,7 @@ mod tests {
 
     fn config() -> RabbitMq {
         RabbitMq {
+            instance: String::new(),
             urls: Vec::new(),
             username: None,
             password: PasswordSource::default(),

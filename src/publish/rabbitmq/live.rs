@@ -8,7 +8,7 @@ use lapin::{BasicProperties, Channel, Connection};
 use tokio::time::timeout;
 
 use super::{connect, fault, management, topology};
-use crate::config::{self, OutputName};
+use crate::config;
 
 /// For all questions together. A broker with an alarm on never answers the trial of the rights.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -42,14 +42,8 @@ pub struct Key {
 }
 
 /// Asks the first URL that answers. `largest` is a record's size in bytes. The error is one line, without secrets.
-pub async fn ask(
-    name: &OutputName,
-    config: &config::RabbitMq,
-    vhost: &str,
-    keys: &[String],
-    largest: usize,
-) -> Result<Found, String> {
-    let link = connect::connect(name, config).await.map_err(|refusal| refusal.detail)?;
+pub async fn ask(config: &config::RabbitMq, vhost: &str, keys: &[String], largest: usize) -> Result<Found, String> {
+    let link = connect::connect(config).await.map_err(|refusal| refusal.detail)?;
     let at = link.at.clone();
     let asked = timeout(ANSWER_MAX, questions(&link.connection, config, keys, largest)).await;
     link.close().await;

@@ -264,8 +264,8 @@ impl Publisher {
             Chore::Files(files) => {
                 if files != session.files {
                     session.files = files;
-                    let (name, config) = (self.name.clone(), self.config.clone());
-                    session.chores.spawn(async move { Chore::Reconnected(connect::connect(&name, &config).await) });
+                    let config = self.config.clone();
+                    session.chores.spawn(async move { Chore::Reconnected(connect::connect(&config).await) });
                 }
                 Ok(())
             }

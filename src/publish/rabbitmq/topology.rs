@@ -9,7 +9,6 @@ use tokio::time::timeout;
 
 use super::{connect, fault};
 use crate::config;
-use crate::config::OutputName;
 
 /// For all of `topics --create` together; a quorum queue takes a fraction of a second.
 const CREATE_MAX: Duration = Duration::from_secs(60);
@@ -62,8 +61,7 @@ pub async fn create_topology(
     exchange: &str,
     queues: &[(String, String)],
 ) -> Result<Vec<String>, String> {
-    let name = OutputName::new("topics").ok_or("the connection has no name")?;
-    let link = connect::connect(&name, config).await.map_err(|refusal| refusal.detail)?;
+    let link = connect::connect(config).await.map_err(|refusal| refusal.detail)?;
     // A broker that blocks or hangs must not keep a person waiting.
     let made = timeout(CREATE_MAX, create(&link.connection, exchange, queues)).await;
     let at = link.at.clone();

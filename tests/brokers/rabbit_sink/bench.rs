@@ -21,6 +21,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn settings(url: &str, exchange: &str) -> Settings {
     Settings {
+        instance: "test".into(),
         urls: vec![url.to_owned()],
         username: None,
         password: Default::default(),

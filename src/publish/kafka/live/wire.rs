@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::config::KafkaSecurity;
+use crate::config;
 use crate::publish::tls;
 
 /// Bytes of an answer. A topic of a thousand partitions takes some 50 KiB; what claims more than this is no Kafka.
@@ -21,12 +21,14 @@ pub struct Connection {
     stream: Box<dyn Stream>,
     /// Host and port.
     pub at: String,
+    client_id: String,
     asked: i32,
 }
 
 impl Connection {
     /// Connects, with TLS where the protocol says so. Logging in is the caller's.
-    pub async fn open(address: &str, security: &KafkaSecurity) -> Result<Self, String> {
+    pub async fn open(address: &str, config: &config::Kafka) -> Result<Self, String> {
+        let security = &config.security;
         let stream =
             TcpStream::connect(address).await.map_err(|error| format!("{address}: cannot connect: {error}"))?;
         let stream: Box<dyn Stream> = if security.protocol.ends_with("SSL") {
@@ -46,14 +48,14 @@ impl Connection {
         } else {
             Box::new(stream)
         };
-        Ok(Self { stream, at: address.to_owned(), asked: 0 })
+        Ok(Self { stream, at: address.to_owned(), client_id: config.instance.clone(), asked: 0 })
     }
 
     /// One request and its answer, without the headers of either.
     pub async fn ask(&mut self, api: i16, version: i16, body: Writer) -> Result<Vec<u8>, String> {
         self.asked += 1;
         let mut request = Writer::default();
-        request.i16(api).i16(version).i32(self.asked).text("sipsim-relay");
+        request.i16(api).i16(version).i32(self.asked).text(&self.client_id);
         request.0.extend_from_slice(&body.0);
         let answer = self.exchange(&request.0).await.map_err(|error| match error.kind() {
             // Kafka hangs up without a word on a version it does not know, and a TLS port on plain text.
