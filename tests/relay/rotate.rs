@@ -32,6 +32,7 @@ fn gauge(relay: &Relay, name: &str, labels: &[(&str, &str)]) -> f64 {
 fn what_comes_signed_anew_before_the_relay_knows_is_kept_after_all() {
     let relay = Relay::start("");
     assert_eq!(post(&relay, SECRET, 0), 200);
+    wait_until("the first to leave", IN_FORCE, || numbers(&relay).len() == 1);
     // Somebody pressed the button: SIPSIM signs with the new secret from now on, and nobody has told the relay.
     for number in 1..=5 {
         assert_eq!(post(&relay, NEW, number), 401);
