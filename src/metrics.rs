@@ -37,7 +37,8 @@ pub const HTTP_REFUSED_REASONS: [&str; 4] = ["not_found", "method", "headers", "
 /// The values of the label `reason` of `events_parked_total`.
 pub const PARKED_REASONS: [&str; 4] = ["too_large", "rejected", "corrupt", "other"];
 /// The values of the label `reason` of `topic_held`.
-pub const HELD_REASONS: [&str; 5] = ["topic_missing", "forbidden", "unroutable", "not_enough_replicas", "nack"];
+pub const HELD_REASONS: [&str; 7] =
+    ["topic_missing", "forbidden", "unroutable", "not_enough_replicas", "nack", "rejected", "too_large"];
 /// The values of the label `reason` of `publish_failures_total`.
 pub const FAILURE_REASONS: [&str; 12] = [
     "topic_missing",
@@ -131,6 +132,12 @@ pub struct PublishMetrics {
     pub parked: IntGaugeVec,
     /// 1 for a topic that waits to be mended. By output, topic and reason.
     pub held: IntGaugeVec,
+    /// The oldest event of a topic that makes no progress while the broker answers, by output and topic; 0 while there is none.
+    pub stuck_sequence: IntGaugeVec,
+    /// Of its record.
+    pub stuck_bytes: IntGaugeVec,
+    /// Seconds since it was accepted.
+    pub stuck_age: IntGaugeVec,
     /// Kept in the journal: accepted = published + pending + parked + discarded.
     pub ledger: IntGaugeVec,
     /// Seconds; 0 when nothing is pending.
@@ -220,6 +227,9 @@ impl Metrics {
             let output = output.name.as_str();
             for (topic, reason) in topics.iter().flat_map(|topic| HELD_REASONS.map(|reason| (topic, reason))) {
                 self.publish.held.with_label_values(&[output, topic, reason]);
+            }
+            for topic in &topics {
+                self.publish.show_stuck(output, topic, [0; 3]);
             }
             for event in &events {
                 self.publish.published.with_label_values(&[output, event]);
@@ -388,6 +398,13 @@ impl JournalMetrics {
 }
 
 impl PublishMetrics {
+    /// Shows number, bytes and age of the event at which a topic makes no progress; zeros: it does.
+    pub fn show_stuck(&self, output: &str, topic: &str, values: [u64; 3]) {
+        for (metric, value) in [&self.stuck_sequence, &self.stuck_bytes, &self.stuck_age].into_iter().zip(values) {
+            metric.with_label_values(&[output, topic]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+    }
+
     /// Takes away what the page shows of an output that the journal knew and now knows no more.
     pub fn forget(&self, output: &str) {
         // An error only says that there was no such series.
@@ -417,6 +434,19 @@ impl PublishMetrics {
                 "topic_held",
                 "1 for a topic whose events wait until it is mended.",
                 &["output", "topic", "reason"],
+            ),
+            stuck_sequence: int_gauge_vec(
+                r,
+                "topic_stuck_sequence",
+                "The number of the oldest event of a topic that makes no progress while the broker answers; 0: none.",
+                &["output", "topic"],
+            ),
+            stuck_bytes: int_gauge_vec(r, "topic_stuck_bytes", "Bytes of that event's record.", &["output", "topic"]),
+            stuck_age: int_gauge_vec(
+                r,
+                "topic_stuck_age_seconds",
+                "How long ago that event was accepted.",
+                &["output", "topic"],
             ),
             ledger: int_gauge_vec(
                 r,

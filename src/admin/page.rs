@@ -133,6 +133,15 @@ fn brokers(status: &Status) -> Card {
         1 => why.push("1 topic is held".to_owned()),
         more => why.push(format!("{more} topics are held")),
     }
+    let is_held = |output: &Output, topic: &str| output.status.held.iter().any(|held| held.topic == topic);
+    let stuck =
+        configured().flat_map(|(_, output)| output.status.stuck.iter().filter(|stuck| !is_held(output, &stuck.topic)));
+    let stuck = stuck.count();
+    match stuck {
+        0 => {}
+        1 => why.push("1 more makes no progress".to_owned()),
+        more => why.push(format!("{more} more make no progress")),
+    }
     if pending > 0 {
         why.push(format!(
             "{pending} pending, the oldest for {}",
@@ -146,8 +155,9 @@ fn brokers(status: &Status) -> Card {
         why.push("everything is delivered".to_owned());
     }
     let is_late = status.journal.oldest_pending_age_seconds > ON_THEIR_WAY_SECONDS;
-    let (class, verdict) = match (down.is_empty(), held, parked) {
+    let (class, verdict) = match (down.is_empty(), held + stuck, parked) {
         (false, ..) => ("bad", "away"),
+        (true, 1.., _) if held == 0 => ("bad", "a topic makes no progress"),
         (true, 1.., _) => ("bad", "a topic is held"),
         (true, 0, 1..) => ("late", "some is parked"),
         (true, 0, 0) if is_late => ("late", "behind"),
@@ -264,6 +274,19 @@ fn write_outputs(page: &mut String, status: &Status) -> std::fmt::Result {
                 Text(&held.topic),
                 held.reason,
                 Text(mend(held.reason))
+            )?;
+        }
+        for stuck in &output.status.stuck {
+            writeln!(
+                page,
+                "<p class=\"bad\">{}: {} makes no progress ({}): its oldest event, {}, of {}, accepted {} ago, does not get through: \
+                 <code>sipsim-relay journal list --output {0} --state pending</code></p>",
+                Text(name),
+                Text(&stuck.topic),
+                stuck.reason,
+                stuck.sequence,
+                size_in_words(i64::try_from(stuck.bytes).unwrap_or(i64::MAX)),
+                in_words(Duration::from_secs(stuck.age_seconds)),
             )?;
         }
     }

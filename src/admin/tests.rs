@@ -15,7 +15,7 @@ use crate::config::Name;
 use crate::ingress::tests::configuration;
 use crate::journal::{self, Counts, OutputRow};
 use crate::metrics::Metrics;
-use crate::publish::{HeldTopic, OutputStatus, Outputs};
+use crate::publish::{HeldTopic, OutputStatus, Outputs, StuckEvent};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -169,6 +169,13 @@ async fn the_status_is_shown_to_people_and_machines() {
             pending: 0,
             parked: 0,
             held: vec![HeldTopic { topic: "sipsim.sms".into(), reason: "topic_missing", mend: "make it" }],
+            stuck: vec![StuckEvent {
+                topic: "sipsim.rating".into(),
+                sequence: 42,
+                bytes: 2_048,
+                age_seconds: 61,
+                reason: "unknown",
+            }],
             last_error: Some("no <broker>".into()),
             last_error_at: Some(Rfc3339::from("2025-01-15T10:29:00Z").unwrap()),
             oldest_pending_age_seconds: 61.5,
@@ -203,6 +210,7 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/outputs/kafka/pending", 12.into()),
         ("/outputs/kafka/parked", 3.into()),
         ("/outputs/kafka/held/0/topic", "sipsim.sms".into()),
+        ("/outputs/kafka/stuck/0/sequence", 42.into()),
         ("/outputs/kafka/removed", false.into()),
         ("/outputs/kafka/last_error_at", "2025-01-15T10:29:00Z".into()),
         ("/accounts/default/secrets/0", serde_json::json!({"name": "new & old", "last_used": "2025-01-15T10:30:00Z"})),
@@ -223,6 +231,8 @@ async fn the_status_is_shown_to_people_and_machines() {
         "&lt;relay &amp; co&gt;",
         "bad_signature 7",
         "held: sipsim.sms (topic_missing): the broker has no such topic",
+        "sipsim.rating makes no progress (unknown): its oldest event, 42, of 2.0 KiB, accepted 1 min 1 s ago",
+        "1 topic is held, 1 more makes no progress",
         "2025-01-15T10:29:00Z: no &lt;broker&gt;",
         "new &amp; old: 2025-01-15T10:30:00Z, other: not since the start",
         "1 min 30 s ago",

@@ -167,6 +167,8 @@ pub struct Kafka {
     pub mode: Mode,
     pub brokers: String,
     pub security: KafkaSecurity,
+    /// Bytes. Larger records are not sent; `None`: all are.
+    pub record_max: Option<usize>,
     /// Further librdkafka properties, flattened to dotted names and already checked against the allow-list.
     pub properties: BTreeMap<String, String>,
 }

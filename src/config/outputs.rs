@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use super::reader::{Parsed, Section};
 use super::sections::{no_name, together};
 use super::suggest::did_you_mean;
-use super::values::{alternatives, path, plain, shown, word};
+use super::values::{alternatives, path, plain, shown, size, word};
 use super::{Account, Events, Kafka, KafkaSecurity, Mode, Name, Output, OutputKind, RabbitMq, properties, routes, url};
 use crate::secret::PasswordSource;
 
 /// The types, each with the keys that it has and some other has not.
 const TYPES: [(&str, &[&str]); 3] = [
-    ("kafka", &["topic", "topics", "mode", "brokers", "security", "properties"]),
+    ("kafka", &["topic", "topics", "mode", "brokers", "security", "record_max", "properties"]),
     (
         "rabbitmq",
         &[
@@ -109,7 +109,16 @@ fn kafka(section: &Section<'_>, instance: &str, events: &Events, accounts: &[Acc
         mode: section.read("mode", "structured", word(&[("structured", Mode::Structured), ("binary", Mode::Binary)])),
         brokers: section.read("brokers", "127.0.0.1:9092", brokers),
         security: security(&section.section("security")),
+        record_max: section.optional("record_max", record_max),
         properties: properties::read(section),
+    }
+}
+
+/// An envelope has some 1 KiB beside its data; less would leave no record that can be sent.
+fn record_max(text: &str) -> Parsed<usize> {
+    match usize::try_from(size(text)?) {
+        Ok(bytes) if bytes >= 4096 => Ok(bytes),
+        _ => Err(format!("{} is too small: at least 4 KiB, since an envelope alone has over 1 KiB", shown(text))),
     }
 }
 

@@ -161,6 +161,16 @@ impl Reader {
         })
     }
 
+    /// Of these reasons the one for which a lane's events are held, if any of them is.
+    pub fn held_for(&mut self, output: u32, lane: &str, reasons: [&str; 2]) -> rusqlite::Result<Option<String>> {
+        self.with(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT reason FROM apart WHERE output = ? AND state = 'held' AND lane = ? AND reason IN (?, ?) LIMIT 1",
+            )?;
+            select.query_row(params![output, lane, reasons[0], reasons[1]], |row| row.get(0)).optional()
+        })
+    }
+
     /// Which events behind `after` have a row as held ones.
     pub fn held_behind(&mut self, output: u32, after: u64) -> rusqlite::Result<Vec<u64>> {
         self.with(|db| {

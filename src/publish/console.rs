@@ -212,6 +212,7 @@ mod tests {
                     Report::Failed { sequence, .. } => format!("failed {sequence}"),
                     Report::Connected => "connected".into(),
                     Report::Lost { detail, .. } => format!("lost {detail}"),
+                    Report::Broken { .. } => unreachable!("the console has no connection"),
                 });
                 if matches!(report, Report::Connected) {
                     connected += 1;

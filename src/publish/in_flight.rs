@@ -27,11 +27,11 @@ impl InFlight {
     }
 
     /// Behind all others: its sequence is above theirs.
-    pub fn push(&mut self, item: Item) -> Option<&Item> {
+    pub fn push(&mut self, item: Item) -> Option<&mut Item> {
         self.len += 1;
         self.bytes += item.bytes;
         self.slots.push_back((item.sequence(), Some(item)));
-        self.slots.back().and_then(|(_, item)| item.as_ref())
+        self.slots.back_mut().and_then(|(_, item)| item.as_mut())
     }
 
     pub fn take(&mut self, sequence: u64) -> Option<Item> {
@@ -75,7 +75,7 @@ mod tests {
     fn what_is_taken_out_of_order_is_gone_and_leaves_the_rest() {
         let mut in_flight = InFlight::default();
         for sequence in [3, 5, 8] {
-            assert_eq!(in_flight.push(item(sequence)).map(Item::sequence), Some(sequence));
+            assert_eq!(in_flight.push(item(sequence)).map(|item| item.sequence()), Some(sequence));
         }
         let each = in_flight.bytes() / 3;
         assert_eq!(in_flight.take(5).map(|item| item.sequence()), Some(5));

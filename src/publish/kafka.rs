@@ -16,7 +16,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord};
 
 use crate::config::{self, OutputName};
 use crate::publish::sequences::SequenceSet;
-use crate::publish::{Place, PublishError, Record, Report, Reports, Sink};
+use crate::publish::{LARGE_BYTES, Place, PublishError, Record, Report, Reports, Sink};
 
 mod context;
 mod create;
@@ -88,10 +88,22 @@ struct Slot {
     waiting: VecDeque<Record>,
     /// Numbers of the records that librdkafka has and that have no report yet.
     open: SequenceSet,
+    /// Those of them that are large.
+    large: SequenceSet,
+    /// What it has is to be taken back from it.
+    is_recalled: bool,
     /// Polls the producer; it rests longer while nothing is open.
     worker: Option<thread::Thread>,
     /// Something was delivered since the last producer was made.
     delivered: bool,
+}
+
+impl Slot {
+    /// Notes the report of a record; false if it had one.
+    fn close(&mut self, sequence: u64) -> bool {
+        self.large.remove(&sequence);
+        self.open.remove(&sequence)
+    }
 }
 
 impl State {
@@ -123,7 +135,27 @@ impl Sink for Kafka {
 
     fn send(&mut self, record: &mut Record) {
         let probing = self.shared.admit(&mut self.shared.state(), record);
-        if probing && self.probing.is_none() {
+        self.start_probing_if(probing);
+    }
+
+    /// The producer that has the lane's records is replaced, which costs the other lanes that it serves about a second.
+    fn take_back(&mut self, lane: &Arc<str>, oldest: u64) {
+        let mut state = self.shared.state();
+        let role = if state.lanes.is_probed(lane) { Role::Probing } else { Role::Main };
+        state.lanes.set_apart(lane, oldest);
+        let slot = state.slot(role);
+        slot.is_recalled = true;
+        if let Some(worker) = &slot.worker {
+            worker.unpark();
+        }
+        drop(state);
+        self.start_probing_if(role == Role::Probing);
+    }
+}
+
+impl Kafka {
+    fn start_probing_if(&mut self, is_needed: bool) {
+        if is_needed && self.probing.is_none() {
             let files = Files::new(&self.config.security);
             let worker = Worker::new(self.config.clone(), files, &self.shared, Role::Probing);
             // Without a thread the probe waits, and the next lane's tries again to have one.
@@ -228,6 +260,9 @@ impl Shared {
                 worker.unpark();
             }
             slot.open.insert(record.sequence);
+            if record.payload.len() > LARGE_BYTES {
+                slot.large.insert(record.sequence);
+            }
             return;
         };
         if error.rdkafka_error_code() == Some(Code::Fatal) {
@@ -244,7 +279,7 @@ impl Shared {
     fn delivered(&self, role: Role, sequence: u64, topic: &str, place: Place) {
         let mut state = self.state();
         let slot = state.slot(role);
-        if !slot.open.remove(&sequence) {
+        if !slot.close(sequence) {
             return;
         }
         slot.delivered = true;
@@ -264,7 +299,7 @@ impl Shared {
     /// A record failed, `refused` if by a broker's word that stopped the producer.
     fn failed(&self, role: Role, sequence: u64, topic: &str, error: PublishError, refused: bool) {
         let mut state = self.state();
-        if !state.slot(role).open.remove(&sequence) {
+        if !state.slot(role).close(sequence) {
             return;
         }
         if refused && error != PublishError::Withdrawn {
@@ -292,6 +327,7 @@ impl Shared {
     fn abandon(&self, role: Role) {
         let mut state = self.state();
         let abandoned = std::mem::take(&mut state.slot(role).open);
+        state.slot(role).large.clear();
         let mut behind = state.lanes.close_all();
         behind.extend(std::mem::take(&mut state.main.waiting));
         behind.extend(std::mem::take(&mut state.probing.waiting));
@@ -303,6 +339,14 @@ impl Shared {
             self.report_failed(sequence, PublishError::Fatal);
         }
         self.withdraw(behind);
+    }
+
+    /// Connections that stood have broken.
+    fn broken(&self, role: Role) {
+        let large: Vec<u64> = self.state().slot(role).large.iter().copied().collect();
+        if !large.is_empty() {
+            self.report(Report::Broken { large });
+        }
     }
 
     fn withdraw(&self, records: VecDeque<Record>) {
@@ -321,6 +365,7 @@ impl Shared {
         slot.producer = Some(producer);
         slot.worker = Some(thread::current());
         slot.delivered = false;
+        slot.is_recalled = false;
         for mut record in std::mem::take(&mut slot.waiting) {
             if state.lanes.is_closed(&record.lane) {
                 state.lanes.hand_back(&record.lane, record.sequence);

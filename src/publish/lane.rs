@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::in_flight::InFlight;
 use super::sequences::SequenceSet;
+use super::suspect::{BREAKS_MAX, Suspect};
 use super::{Disposition, PublishError};
+use crate::clock::Timestamp;
 use crate::journal::Stored;
 
 /// Half of what an output may have in memory (DESIGN §7), so that no lane takes it all.
@@ -27,12 +29,21 @@ const CAREFUL_RECORDS: usize = LANE_EVENTS_MAX;
 /// After three tries in vain (about a second) a lane no longer keeps its events in memory.
 const STUCK_AFTER_ATTEMPTS: u32 = 3;
 
+/// For which a topic is held that refuses whatever it is sent.
+pub(super) const REFUSALS: [&str; 2] = ["rejected", "too_large"];
+/// The broker may owe an answer for 2^4 times as long as at first, which is 8 to 16 minutes.
+const SILENCES_DOUBLED_MAX: u32 = 4;
+/// An oldest event that was tried for so long without any success is shown by its number.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
 /// An event on its way through a lane.
 #[derive(Debug)]
 pub(super) struct Item {
     pub stored: Box<Stored>,
     /// In memory, roughly: the body twice (once more as envelope) and what is around it.
     pub bytes: usize,
+    /// Of its record at the broker; 0 until it was sent.
+    pub record_bytes: usize,
     /// It has a row of its own in the journal; the cursor has passed it or may.
     pub row: bool,
     /// It is a parked event that is tried again, for the so-manieth time.
@@ -45,7 +56,7 @@ pub(super) struct Item {
 impl Item {
     pub fn new(stored: Box<Stored>, row: bool, parked: Option<u32>) -> Self {
         let bytes = stored.event.body.len() * 2 + 1024;
-        Self { stored, bytes, row, parked, sent_at: None, alone: false }
+        Self { stored, bytes, record_bytes: 0, row, parked, sent_at: None, alone: false }
     }
 
     pub fn sequence(&self) -> u64 {
@@ -84,6 +95,20 @@ pub(super) struct Lane {
     careful: usize,
     attempts: u32,
     last_report: Instant,
+    /// The oldest in flight, and since when the broker owes its answer.
+    awaited: Option<(u64, Instant)>,
+    /// How often in a row the broker owed it for too long.
+    silences: u32,
+    /// Why the last record was refused, if none was confirmed since.
+    refused: Option<&'static str>,
+    /// Why this topic refuses whatever it is sent, until it takes a record again. It outlives a restart, by the reason of the lane's held rows.
+    pub topic_refuses: Option<&'static str>,
+    /// Bytes of the largest record that was confirmed.
+    confirmed_bytes_max: usize,
+    suspect: Option<Suspect>,
+    /// Why a record failed last, if none was confirmed since.
+    last_failure: Option<&'static str>,
+    front: Option<Front>,
     /// More of this lane waits in the journal as rows, behind `taken_through`.
     pub rows: bool,
     pub taken_through: u64,
@@ -93,6 +118,39 @@ pub(super) struct Lane {
     barrier: u64,
     /// The metric shows this reason.
     pub shown: Option<&'static str>,
+    /// The metric shows its oldest event.
+    pub shown_stuck: bool,
+}
+
+/// The oldest event of a lane, for as long as it is that: what an operator has to know of a lane that makes no progress.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Front {
+    pub sequence: u64,
+    /// Of its record, or of its body while it was not sent.
+    pub bytes: usize,
+    pub received_at: Timestamp,
+    /// For how long the broker could have taken it.
+    tried: Duration,
+    /// How often a connection was lost with it in flight.
+    breaks: u32,
+    pub said: bool,
+}
+
+impl Front {
+    fn of(item: &Item) -> Self {
+        Self {
+            sequence: item.sequence(),
+            bytes: item.record_bytes.max(item.stored.event.body.len()),
+            received_at: item.stored.event.received_at,
+            tried: Duration::ZERO,
+            breaks: 0,
+            said: false,
+        }
+    }
+
+    pub fn is_stuck(&self) -> bool {
+        self.tried >= STUCK_AFTER || self.breaks >= BREAKS_MAX
+    }
 }
 
 /// What became of a failed record.
@@ -121,11 +179,20 @@ impl Lane {
             careful: 0,
             attempts: 0,
             last_report: now,
+            awaited: None,
+            silences: 0,
+            refused: None,
+            topic_refuses: None,
+            confirmed_bytes_max: 0,
+            suspect: None,
+            last_failure: None,
+            front: None,
             rows: false,
             taken_through: 0,
             rows_in: 0,
             barrier: 0,
             shown: None,
+            shown_stuck: false,
         }
     }
 
@@ -157,7 +224,7 @@ impl Lane {
     }
 
     /// The next record that may be sent now; it counts as in flight from here on.
-    pub fn next(&mut self, now: Instant) -> Option<&Item> {
+    pub fn next(&mut self, now: Instant) -> Option<&mut Item> {
         match self.mode {
             Mode::Settling => return None,
             Mode::Waiting(until) | Mode::Held(_, until) if now < until => return None,
@@ -179,13 +246,37 @@ impl Lane {
         if self.open.is_empty() {
             self.last_report = now;
         }
+        if let Some(suspect) = self.suspect.as_mut().filter(|suspect| suspect.sequence == first) {
+            suspect.is_alone = suspect.is_certain();
+        }
+        if self.front.as_ref().is_none_or(|front| first < front.sequence) {
+            self.front = Some(Front::of(&item)); // A probe may be gone again by the next look.
+        }
         self.open.push(item)
+    }
+
+    /// Whether the next record is one at which the broker may hang up, which no other such one may accompany.
+    pub fn is_about_to_try_a_suspect(&self) -> bool {
+        let next = self.queue.front().map(Item::sequence);
+        self.suspect.as_ref().is_some_and(|suspect| suspect.is_certain() && Some(suspect.sequence) == next)
+    }
+
+    /// Whether such a one is in flight.
+    pub fn tries_a_suspect(&self) -> bool {
+        self.suspect.as_ref().is_some_and(|suspect| suspect.is_alone && self.open.contains(suspect.sequence))
     }
 
     pub fn delivered(&mut self, sequence: u64, now: Instant) -> Option<Item> {
         let item = self.open.take(sequence)?;
         self.last_report = now;
         self.attempts = 0;
+        self.silences = 0;
+        self.refused = None;
+        self.last_failure = None;
+        self.topic_refuses = None;
+        self.confirmed_bytes_max = self.confirmed_bytes_max.max(item.record_bytes);
+        self.suspect.take_if(|suspect| suspect.sequence == sequence);
+        self.front.take_if(|front| front.sequence == sequence);
         self.proven = true;
         self.careful = self.careful.saturating_sub(1);
         if !matches!(self.mode, Mode::Settling) {
@@ -196,20 +287,39 @@ impl Lane {
     }
 
     /// Notes a failure. `None` if that record is not in flight here.
-    pub fn failed(&mut self, sequence: u64, error: PublishError, now: Instant) -> Option<Verdict> {
+    pub fn failed(&mut self, sequence: u64, mut error: PublishError, now: Instant) -> Option<Verdict> {
         let item = self.open.take(sequence)?;
         self.last_report = now;
+        if self.suspect.take_if(|suspect| suspect.sequence == sequence && suspect.is_guilty).is_some() {
+            error = PublishError::HungUp;
+        }
+        if let Some(front) = self.front.as_mut().filter(|front| front.sequence == sequence) {
+            front.breaks += u32::from(error == PublishError::Disconnected);
+            front.bytes = front.bytes.max(item.record_bytes);
+        }
         if item.parked.is_some() && error != PublishError::Withdrawn {
             self.settle(now);
             return Some(Verdict::StillParked(Box::new(item)));
         }
-        if error.disposition() == Disposition::Park && item.alone {
-            self.attempts = 0;
-            self.settle(now);
-            return Some(Verdict::Park(Box::new(item), error));
+        if error.disposition() == Disposition::Park && (item.alone || error.is_ours()) {
+            match self.is_topics(&error, &item).then(|| error.of_topic()).flatten() {
+                Some(topics) => error = topics,
+                None => {
+                    if error.of_topic().is_some() {
+                        self.refused = Some(error.reason());
+                    }
+                    self.attempts = 0;
+                    self.front.take_if(|front| front.sequence == sequence);
+                    self.settle(now);
+                    return Some(Verdict::Park(Box::new(item), error));
+                }
+            }
         }
         if matches!(error.disposition(), Disposition::Park | Disposition::RetryAlone) {
             self.alone_through = self.alone_through.max(item.sequence());
+        }
+        if error != PublishError::Withdrawn {
+            self.last_failure = Some(error.reason());
         }
         if self.cause.as_ref().is_none_or(|cause| gravity(cause) < gravity(&error)) {
             self.cause = Some(error);
@@ -220,17 +330,33 @@ impl Lane {
         Some(Verdict::Again)
     }
 
+    /// Whether a refusal is the topic's rather than this record's: the second in a row for the same reason, though the topic took one as large; or
+    /// the topic was found to refuse all, and has taken none since.
+    fn is_topics(&self, error: &PublishError, item: &Item) -> bool {
+        let reason = Some(error.reason());
+        self.topic_refuses == reason || self.refused == reason && item.record_bytes <= self.confirmed_bytes_max
+    }
+
     /// Once nothing is in flight any more: what failed goes back to the front, and the cause says when.
     fn settle(&mut self, now: Instant) {
         if !self.open.is_empty() || !matches!(self.mode, Mode::Settling) {
             return;
+        }
+        if self.failed.is_empty() {
+            self.cause = None;
         }
         for item in self.failed.drain(..) {
             self.queue_bytes += item.bytes;
             self.queue.push_back(item);
         }
         self.queue.make_contiguous().sort_by_key(Item::sequence);
-        let Some(cause) = self.cause.take() else { return };
+        let Some(cause) = self.cause.take() else {
+            self.mode = Mode::Open; // All was delivered while it was to be taken back.
+            return;
+        };
+        if cause.disposition() == Disposition::Hold {
+            self.topic_refuses = REFUSALS.into_iter().find(|reason| *reason == cause.reason());
+        }
         self.mode = match cause.disposition() {
             Disposition::Hold => {
                 if cause == PublishError::Nack {
@@ -285,7 +411,7 @@ impl Lane {
     pub fn held(&self, now: Instant) -> Option<&'static str> {
         match self.mode {
             Mode::Held(reason, _) => Some(reason),
-            _ if self.is_stalled(now) => Some(PublishError::NotEnoughReplicas.reason()),
+            _ if self.is_stalled(now) || self.silences > 0 => Some(PublishError::NotEnoughReplicas.reason()),
             _ => None,
         }
     }
@@ -298,6 +424,75 @@ impl Lane {
     /// Nothing counts as silence while the broker is away.
     pub fn excuse_silence(&mut self, now: Instant) {
         self.last_report = now;
+        self.awaited = None;
+    }
+
+    /// The oldest in flight, if the broker has owed its answer for `longest`, or for longer where it was silent before: a record that takes long on
+    /// a slow line gets through in the end.
+    pub fn hears_nothing_of(&mut self, now: Instant, longest: Duration) -> Option<u64> {
+        let oldest = self.open.oldest().map(Item::sequence);
+        if oldest != self.awaited.map(|(sequence, _)| sequence) {
+            self.awaited = oldest.map(|sequence| (sequence, now));
+        }
+        let (sequence, since) = self.awaited?;
+        let longest = longest * (1 << self.silences.saturating_sub(1).min(SILENCES_DOUBLED_MAX));
+        (now.duration_since(since) >= longest).then_some(sequence)
+    }
+
+    /// What is in flight is being taken back, since the broker does not answer. Then the oldest goes again, alone, and the rest once that is
+    /// confirmed.
+    pub fn stop_waiting(&mut self) {
+        self.awaited = None;
+        self.silences += 1;
+        self.mode = Mode::Settling;
+        self.cause = Some(PublishError::NotEnoughReplicas);
+    }
+
+    /// A connection broke while these were open on it. Gives the lane's oldest if it has to be taken back: to go alone, or, with `true`, because the
+    /// connection broke even then.
+    pub fn broke(&mut self, large: &[u64]) -> Option<(u64, bool)> {
+        let sequence = self.open.oldest().map(Item::sequence).filter(|oldest| large.contains(oldest))?;
+        if let Some(front) = self.front.as_mut().filter(|front| front.sequence == sequence) {
+            front.breaks += 1;
+        }
+        if !Suspect::broke(&mut self.suspect, sequence) {
+            return None;
+        }
+        self.alone_through = self.alone_through.max(sequence);
+        self.mode = Mode::Settling;
+        Some((sequence, self.suspect.as_ref().is_some_and(|suspect| suspect.is_guilty)))
+    }
+
+    /// Notes which event is the oldest, and for how much longer the broker could have taken it.
+    pub fn watch_front(&mut self, passed: Duration) {
+        let all = self.open.oldest().into_iter().chain(self.failed.iter()).chain(self.queue.front());
+        match all.min_by_key(|item| item.sequence()) {
+            Some(item) => match &mut self.front {
+                Some(front) if front.sequence == item.sequence() => {
+                    front.tried += passed;
+                    front.bytes = front.bytes.max(item.record_bytes);
+                }
+                front => *front = Some(Front::of(item)),
+            },
+            // It waits as a row until it is tried again.
+            None => match &mut self.front {
+                Some(front) if self.rows => front.tried += passed,
+                front => *front = None,
+            },
+        }
+    }
+
+    /// The oldest event, if it was tried for long in vain.
+    pub fn stuck(&mut self) -> Option<&mut Front> {
+        self.front.as_mut().filter(|front| front.is_stuck())
+    }
+
+    /// Why the oldest does not get through, as far as it is known.
+    pub fn why_stuck(&self, now: Instant) -> &'static str {
+        match &self.suspect {
+            Some(_) => PublishError::Disconnected.reason(),
+            None => self.held(now).or(self.last_failure).unwrap_or("unknown"),
+        }
     }
 
     /// Whether rows may be read into the queue now, if the journal has kept this progress.
@@ -342,6 +537,7 @@ impl Lane {
 
     /// Takes out those that were given up, as far as they are not in flight.
     pub fn give_up(&mut self, given_up: &SequenceSet) -> Vec<Item> {
+        self.front.take_if(|front| given_up.contains(&front.sequence));
         let mut out: Vec<Item> = self.failed.extract_if(.., |item| given_up.contains(&item.sequence())).collect();
         let (gone, rest): (Vec<Item>, Vec<Item>) =
             self.queue.drain(..).partition(|item| given_up.contains(&item.sequence()));
@@ -416,11 +612,193 @@ mod tests {
         let later = start + BACKOFF_MAX;
         for taken in 0..CAREFUL_RECORDS as u64 {
             push(&mut lane, 1);
-            let sequence = lane.next(later).map(Item::sequence).unwrap();
+            let sequence = lane.next(later).map(|item| item.sequence()).unwrap();
             assert_eq!(sequence, if taken == 0 { 1 } else { taken + 2 });
             assert!(lane.next(later).is_none(), "one at a time");
             assert!(lane.delivered(sequence, later).is_some());
         }
         assert!(lane.next(later).is_some() && lane.next(later).is_some(), "and then as ever");
+    }
+
+    /// A lane that is open to this many events.
+    fn lane_of(events: u64, now: Instant) -> Lane {
+        let mut lane = Lane::new("topic".into(), now);
+        for sequence in 1..=events {
+            let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
+            lane.push(Item::new(Box::new(Stored { sequence, event }), false, None));
+        }
+        lane
+    }
+
+    /// Sends the next record, of so many bytes.
+    fn send(lane: &mut Lane, bytes: usize, now: Instant) -> Option<u64> {
+        let item = lane.next(now)?;
+        item.record_bytes = bytes;
+        Some(item.sequence())
+    }
+
+    /// What becomes of the next record, of so many bytes, that the broker refuses: `parked`, `again`, or `held` for a reason.
+    fn refuse(lane: &mut Lane, bytes: usize, error: &PublishError, now: Instant) -> String {
+        let sequence = send(lane, bytes, now).unwrap();
+        match (lane.failed(sequence, error.clone(), now).unwrap(), lane.held(now)) {
+            (Verdict::Park(..), None) => "parked".into(),
+            (Verdict::Again, None) => "again".into(),
+            (Verdict::Again, Some(reason)) => format!("held {reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_second_refusal_in_a_row_of_what_the_topic_took_before_holds_it() {
+        let mut now = Instant::now();
+        for (error, held) in
+            [(PublishError::TooLarge, "held too_large"), (PublishError::Rejected("code".into()), "held rejected")]
+        {
+            let mut lane = lane_of(9, now);
+            assert_eq!(send(&mut lane, 1_000, now), Some(1));
+            assert!(lane.delivered(1, now).is_some());
+            assert_eq!(refuse(&mut lane, 900, &error, now), "again", "it was not alone");
+            assert_eq!(refuse(&mut lane, 900, &error, now), "parked", "the first may be to blame itself");
+            lane.alone_through = 9;
+            for _ in 0..3 {
+                assert_eq!(refuse(&mut lane, 1_000, &error, now), held);
+                now += BACKOFF_MAX;
+            }
+            assert_eq!(send(&mut lane, 1_000, now), Some(3), "the same one probes");
+            assert!(lane.delivered(3, now).is_some());
+            assert_eq!(lane.held(now), None);
+            assert_eq!(refuse(&mut lane, 900, &error, now), "parked", "since then it takes records again");
+        }
+    }
+
+    #[test]
+    fn records_in_a_row_that_are_larger_than_any_before_are_parked_each() {
+        let now = Instant::now();
+        let mut lane = lane_of(9, now);
+        lane.alone_through = 9;
+        assert_eq!(send(&mut lane, 1_000, now), Some(1));
+        assert!(lane.delivered(1, now).is_some());
+        for _ in 0..3 {
+            assert_eq!(refuse(&mut lane, 2_000, &PublishError::TooLarge, now), "parked");
+        }
+        assert_eq!(refuse(&mut lane, 900, &PublishError::Rejected("code".into()), now), "parked", "for another reason");
+        // What no broker saw says nothing of the topic.
+        for _ in 0..2 {
+            assert_eq!(refuse(&mut lane, 900, &PublishError::OverMax, now), "parked");
+        }
+    }
+
+    #[test]
+    fn a_topic_that_was_held_for_its_refusals_is_held_after_a_restart_too() {
+        let now = Instant::now();
+        let mut lane = lane_of(2, now);
+        lane.topic_refuses = Some("rejected");
+        assert_eq!(refuse(&mut lane, 900, &PublishError::Rejected("code".into()), now), "held rejected");
+    }
+
+    #[test]
+    fn what_is_not_answered_is_taken_back_and_then_the_oldest_goes_alone() {
+        const LONGEST: Duration = Duration::from_secs(30);
+        let start = Instant::now();
+        let mut lane = lane_of(4, start);
+        lane.proven = true;
+        assert!((1..=3).all(|sequence| send(&mut lane, 100, start) == Some(sequence)));
+        assert_eq!(lane.hears_nothing_of(start, LONGEST), None);
+        let mut now = start + Duration::from_secs(20);
+        assert!(lane.delivered(2, now).is_some(), "others are answered");
+        assert_eq!(lane.hears_nothing_of(now, LONGEST), None);
+        now = start + LONGEST;
+        assert_eq!(lane.hears_nothing_of(now, LONGEST), Some(1));
+        lane.stop_waiting();
+        assert_eq!(send(&mut lane, 100, now), None, "until all are back");
+        assert!(lane.delivered(3, now).is_some(), "one was late");
+        assert!(matches!(lane.failed(1, PublishError::Withdrawn, now), Some(Verdict::Again)));
+        assert_eq!(lane.held(now), Some("not_enough_replicas"));
+        now += BACKOFF_MAX;
+        assert_eq!((send(&mut lane, 100, now), send(&mut lane, 100, now)), (Some(1), None));
+        // Longer each time, as it may be a large one on a slow line; but never for ever.
+        for factor in [1, 1, 2, 4, 8, 16, 16] {
+            assert_eq!(lane.hears_nothing_of(now, LONGEST), None);
+            assert_eq!(lane.hears_nothing_of(now + LONGEST * factor - BACKOFF_MIN, LONGEST), None, "{factor}");
+            now += LONGEST * factor;
+            assert_eq!(lane.hears_nothing_of(now, LONGEST), Some(1), "{factor}");
+            lane.stop_waiting();
+            assert!(lane.failed(1, PublishError::Withdrawn, now).is_some());
+            now += BACKOFF_MAX;
+            assert_eq!(send(&mut lane, 100, now), Some(1));
+        }
+        assert!(lane.delivered(1, now).is_some());
+        assert_eq!((lane.held(now), send(&mut lane, 100, now)), (None, Some(4)));
+    }
+
+    #[test]
+    fn all_that_was_delivered_after_all_leaves_a_lane_open() {
+        let now = Instant::now();
+        let mut lane = lane_of(2, now);
+        assert_eq!(send(&mut lane, 100, now), Some(1));
+        lane.stop_waiting();
+        assert!(lane.delivered(1, now).is_some());
+        assert_eq!((lane.held(now), send(&mut lane, 100, now)), (None, Some(2)));
+    }
+
+    #[test]
+    fn a_record_at_which_the_connection_breaks_goes_alone_and_is_parked_if_it_breaks_again() {
+        let now = Instant::now();
+        let mut lane = lane_of(3, now);
+        lane.proven = true;
+        assert_eq!((send(&mut lane, 90, now), send(&mut lane, 90_000, now)), (Some(1), Some(2)));
+        for _ in 0..5 {
+            assert_eq!(lane.broke(&[2]), None, "a small one is the oldest");
+        }
+        assert!(lane.delivered(1, now).is_some());
+        assert_eq!([(); 3].map(|()| lane.broke(&[2, 77])), [None, None, Some((2, false))]);
+        assert_eq!(lane.broke(&[2]), None, "on its way back");
+        assert!(matches!(lane.failed(2, PublishError::Withdrawn, now), Some(Verdict::Again)));
+        assert!(lane.is_about_to_try_a_suspect() && !lane.tries_a_suspect());
+        assert_eq!((send(&mut lane, 90_000, now), send(&mut lane, 90, now)), (Some(2), None));
+        assert!(lane.tries_a_suspect());
+        assert_eq!(lane.broke(&[77]), None, "another connection");
+        assert_eq!(lane.broke(&[2]), Some((2, true)));
+        let Some(Verdict::Park(item, error)) = lane.failed(2, PublishError::Withdrawn, now) else {
+            panic!("not parked")
+        };
+        assert_eq!((item.sequence(), error), (2, PublishError::HungUp));
+        assert!(!lane.tries_a_suspect());
+        assert_eq!((lane.held(now), send(&mut lane, 90, now)), (None, Some(3)));
+    }
+
+    #[test]
+    fn an_oldest_event_that_does_not_get_through_is_known_by_its_number_wherever_it_waits() {
+        let now = Instant::now();
+        let mut lane = lane_of(2, now);
+        let half = STUCK_AFTER / 2;
+        lane.watch_front(half);
+        assert_eq!(send(&mut lane, 500, now), Some(1));
+        assert!(lane.failed(1, PublishError::TopicMissing, now).is_some());
+        lane.watch_front(half);
+        assert_eq!(lane.stuck().map(|front| front.sequence), None);
+        lane.unload();
+        lane.watch_front(Duration::ZERO); // While the broker is away.
+        assert_eq!(lane.stuck().map(|front| front.sequence), None);
+        lane.watch_front(half);
+        assert_eq!(lane.stuck().map(|front| (front.sequence, front.bytes)), Some((1, 500)));
+        assert_eq!(lane.why_stuck(now), "topic_missing");
+        lane.give_up(&SequenceSet::from_iter([1]));
+        assert_eq!(lane.stuck(), None);
+    }
+
+    #[test]
+    fn a_record_that_loses_its_connection_again_and_again_is_stuck_however_short_the_connections_are() {
+        let mut now = Instant::now();
+        let mut lane = lane_of(1, now);
+        lane.watch_front(Duration::ZERO);
+        for _ in 0..3 {
+            assert_eq!(lane.stuck(), None);
+            assert_eq!(send(&mut lane, 500, now), Some(1));
+            assert!(lane.failed(1, PublishError::Disconnected, now).is_some());
+            now += BACKOFF_MAX;
+        }
+        assert_eq!(lane.stuck().map(|front| front.sequence), Some(1));
+        assert_eq!(lane.why_stuck(now), "disconnected");
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A lane is output × topic (or routing key). [`Sink`] is all that Kafka, RabbitMQ and the console have in common.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::UnboundedSender;
 
 mod books;
@@ -21,13 +23,14 @@ mod replay;
 pub mod routes;
 mod sequences;
 mod series;
+mod suspect;
 mod tls;
 pub mod topology;
 mod window;
 
 pub use publisher::{ConsoleWriter, Publisher};
 pub use record::{Headers, Record};
-pub use status::{HeldTopic, OutputStatus, Outputs};
+pub use status::{HeldTopic, OutputStatus, Outputs, StuckEvent};
 
 /// What a sink says. Each record that was sent gets exactly one `Delivered` or `Failed`, in whatever order.
 #[derive(Debug)]
@@ -48,7 +51,16 @@ pub enum Report {
         reason: PublishError,
         detail: String,
     },
+    /// A connection that stood has broken while these records were open on it, each of more than [`LARGE_BYTES`]. The broker may have closed it
+    /// because of one of them, which it says by no code. Comes before the reports of those records, if the break fails them.
+    Broken {
+        large: Vec<u64>,
+    },
 }
+
+/// Payloads of more are suspected when a connection breaks: the smallest limit known at which a broker hangs up is 256 KiB (Azure Event Hubs,
+/// basic), and a batch of smaller records has at most 128 KiB.
+const LARGE_BYTES: usize = 64 << 10;
 
 /// Without control characters, at most 200 characters: for the log and the status page.
 fn one_line(text: &str) -> String {
@@ -87,9 +99,17 @@ pub enum PublishError {
     Unroutable,
     NotEnoughReplicas,
     Nack,
+    /// It takes no record as the relay sends it, whichever that is. The text says why.
+    TopicRejects(String),
+    /// It takes none of this size, and took such before.
+    TopicTooSmall,
     // The record's: park it, once it has failed alone.
     TooLarge,
     Rejected(String),
+    /// The connection breaks whenever it is sent.
+    HungUp,
+    /// Past `outputs.NAME.record_max`. No broker saw it, so it is no failure to publish.
+    OverMax,
     /// Its envelope cannot be made, by a fault in the relay itself. No broker saw it, so it is no failure to publish.
     NoEnvelope,
 }
@@ -114,10 +134,28 @@ impl PublishError {
                 Disposition::Retry
             }
             Self::Suspect(_) => Disposition::RetryAlone,
-            Self::TopicMissing | Self::Forbidden | Self::Unroutable | Self::NotEnoughReplicas | Self::Nack => {
-                Disposition::Hold
-            }
-            Self::TooLarge | Self::Rejected(_) | Self::NoEnvelope => Disposition::Park,
+            Self::TopicMissing
+            | Self::Forbidden
+            | Self::Unroutable
+            | Self::NotEnoughReplicas
+            | Self::Nack
+            | Self::TopicRejects(_)
+            | Self::TopicTooSmall => Disposition::Hold,
+            Self::TooLarge | Self::Rejected(_) | Self::HungUp | Self::OverMax | Self::NoEnvelope => Disposition::Park,
+        }
+    }
+
+    /// No broker saw the record: that it cannot be sent is its own fault, whatever else is in flight, and not counted as a failure to publish.
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::OverMax | Self::NoEnvelope)
+    }
+
+    /// What a record's fault is called once it proves to be its topic's; `None` for what can only be the record's.
+    fn of_topic(&self) -> Option<Self> {
+        match self {
+            Self::TooLarge => Some(Self::TopicTooSmall),
+            Self::Rejected(text) => Some(Self::TopicRejects(text.clone())),
+            _ => None,
         }
     }
 
@@ -134,8 +172,8 @@ impl PublishError {
             Self::Unroutable => "unroutable",
             Self::NotEnoughReplicas => "not_enough_replicas",
             Self::Nack => "nack",
-            Self::TooLarge => "too_large",
-            Self::Rejected(_) => "rejected",
+            Self::TooLarge | Self::TopicTooSmall | Self::HungUp | Self::OverMax => "too_large",
+            Self::Rejected(_) | Self::TopicRejects(_) => "rejected",
             Self::NoEnvelope => "other",
         }
     }
@@ -151,10 +189,15 @@ pub trait Sink: Send {
     /// away; what it leaves is memory for the next.
     fn send(&mut self, record: &mut Record);
 
-    /// Whether a topic's fault can show as nothing but silence, so that a lane that hears nothing for long counts as held.
+    /// Whether a topic's fault can show as nothing but silence, so that a lane that hears nothing for long counts as held. It does at brokers; a
+    /// console that takes nothing is itself at fault.
     fn is_silent_on_faults(&self) -> bool {
         false
     }
+
+    /// Closes the channel or producer that has a lane's open records, which are then reported as [`PublishError::Withdrawn`], if not delivered
+    /// meanwhile. `oldest` of them is what the broker does not answer or hangs up at, so it is better tried apart from other lanes.
+    fn take_back(&mut self, _lane: &Arc<str>, _oldest: u64) {}
 }
 
 /// What an operator does about a held topic, for the log.
@@ -166,10 +209,16 @@ pub(crate) fn mend(reason: &str) -> &'static str {
         }
         "unroutable" => "no queue is bound for its routing key; bind one (`sipsim-relay topics --create --yes`)",
         "not_enough_replicas" => {
-            "the broker confirms nothing: too few replicas are in sync, or it hangs (`kafka-topics.sh --describe --under-min-isr-partitions`)"
+            "the broker confirms nothing: too few replicas are in sync, or it hangs (Kafka: `kafka-topics.sh --describe --under-min-isr-partitions`; RabbitMQ: `rabbitmq-queues quorum_status QUEUE`)"
         }
         "nack" => {
             "the broker refuses it: a queue is full or failing; read it, or raise its limit (`rabbitmqctl list_queues name messages policy`)"
+        }
+        "rejected" => {
+            "the broker refuses whatever is sent to it: look at its settings (Kafka: `message.timestamp.before.max.ms`, `.after.max.ms`, and this machine's clock; `kafka-configs.sh --describe --topic TOPIC`)"
+        }
+        "too_large" => {
+            "the broker refuses records that are no larger than those it took before: its limit was lowered; raise it (Kafka: `max.message.bytes` of the topic; RabbitMQ: `max_message_size`)"
         }
         _ => "see the metric topic_held",
     }

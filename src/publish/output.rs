@@ -43,6 +43,9 @@ const READ_BYTES: usize = 2 << 20;
 const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// How often the age of the oldest event, the held topics and the parked events that are due are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A broker that has not answered for so long has lost the record or its confirm; and a second more for each MiB in memory, at most as long again,
+/// since all of it may have to go over the line before (DESIGN §7: 30 to 60 s).
+const ANSWER_AFTER: Duration = Duration::from_secs(30);
 const PARKED_AT_A_TIME: usize = 10;
 /// How soon a journal that could not be read is tried again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
@@ -68,6 +71,8 @@ pub(super) struct Parts {
     /// Of the journal that `row` is of.
     pub journal_id: Arc<str>,
     pub encode: Encode,
+    /// Bytes of the largest record that is sent at all.
+    pub record_max: Option<usize>,
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub status: Outputs,
@@ -121,7 +126,8 @@ pub(super) struct Output {
 impl Output {
     pub fn new(parts: Parts) -> Self {
         let now = Instant::now();
-        let Parts { name, row, sink, reports, journal, journal_id, encode, router, metrics, status, stop } = parts;
+        let Parts { name, row, sink, reports, journal, journal_id, encode, record_max, router, metrics, status, stop } =
+            parts;
         Self {
             number: row.number,
             reader: journal.reader(),
@@ -148,7 +154,7 @@ impl Output {
             series: Series::new(&name, &metrics),
             name,
             row,
-            handover: Handover::new(encode, sink),
+            handover: Handover::new(encode, sink, record_max),
             reports,
             journal,
             router,
@@ -248,15 +254,36 @@ impl Output {
         let mut worked = false;
         let topic = Arc::clone(&self.lanes[lane].topic);
         while self.connected && self.may_send() {
+            // Two of them at once, and nobody knows at which of them the broker hangs up.
+            if self.lanes[lane].is_about_to_try_a_suspect() && self.lanes.iter().any(Lane::tries_a_suspect) {
+                break;
+            }
             let Some(item) = self.lanes[lane].next(now) else { break };
             let sequence = item.sequence();
             worked = true;
             self.open.insert(sequence, lane);
-            if let Err(error) = self.handover.send(Arc::clone(&topic), &item.stored, false) {
-                self.failed(sequence, error, now);
+            match self.handover.send(Arc::clone(&topic), &item.stored, false) {
+                Ok(bytes) => item.record_bytes = bytes,
+                Err(error) => self.failed(sequence, error, now),
             }
         }
         worked
+    }
+
+    /// A connection broke while these large records were open on it.
+    fn broken(&mut self, large: &[u64]) {
+        for index in 0..self.lanes.len() {
+            let Some((oldest, is_guilty)) = self.lanes[index].broke(large) else { continue };
+            let topic = Arc::clone(&self.lanes[index].topic);
+            if !is_guilty {
+                warn!(
+                    output = %self.name, topic = %topic, event.sequence = oldest,
+                    "the connection breaks each time when event {oldest} of {topic} is sent; it is tried apart from all others, and parked if the connection breaks even then"
+                );
+            }
+            self.handover.sink.take_back(&topic, oldest);
+        }
+        self.replays_broken(large);
     }
 
     fn report(&mut self, report: Report, now: Instant) {
@@ -275,6 +302,7 @@ impl Output {
                     lane.excuse_silence(now);
                 }
             }
+            Report::Broken { large } => self.broken(&large),
             Report::Lost { reason, detail } => {
                 warn!(output = %self.name, reason = reason.reason(), "the broker is away: {detail}; events wait in the journal");
                 self.connected = false;
@@ -324,6 +352,9 @@ impl Drop for Output {
         for lane in &self.lanes {
             if let Some(reason) = lane.shown {
                 let _ = self.metrics.publish.held.remove_label_values(&[self.name.as_str(), &lane.topic, reason]);
+            }
+            if lane.shown_stuck {
+                self.metrics.publish.show_stuck(self.name.as_str(), &lane.topic, [0; 3]);
             }
         }
     }

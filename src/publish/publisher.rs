@@ -155,6 +155,10 @@ impl One {
             let Some((journal_id, row)) = place.await else { return Ok(Ended::Stopped) };
             let (reports, inbox) = unbounded_channel();
             let (sink, routes, mode) = self.sink(reports)?;
+            let record_max = match &self.output.kind {
+                OutputKind::Kafka(kafka) => kafka.record_max,
+                OutputKind::RabbitMq(_) | OutputKind::Console => None,
+            };
             let encoder = Encoder {
                 mode,
                 source: self.source.clone(),
@@ -169,6 +173,7 @@ impl One {
                 journal: self.journal.clone(),
                 journal_id,
                 encode: Box::new(move |record, lane, stored, replayed| encoder.fill(record, lane, stored, replayed)),
+                record_max,
                 router: Router::new(routes),
                 metrics: Arc::clone(&self.metrics),
                 status: self.status.clone(),

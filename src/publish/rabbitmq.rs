@@ -43,33 +43,52 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// Publishes to an exchange, by the records' lanes as routing keys. Dropped, it closes its connection within a second.
 pub struct RabbitMq {
-    records: UnboundedSender<Record>,
+    orders: UnboundedSender<Order>,
+}
+
+/// What the task is told.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every one is a record, which would be allocated for the sake of a few others"
+)]
+enum Order {
+    Publish(Record),
+    /// The lane's open records are given back, and its channel is closed.
+    TakeBack(Arc<str>),
 }
 
 impl RabbitMq {
     /// Starts the task that connects and publishes. It begins as not connected and tries for as long as it lives.
     pub fn new(name: OutputName, config: config::RabbitMq, reports: Reports) -> Self {
-        let (records, queue) = unbounded_channel();
+        let (orders, queue) = unbounded_channel();
         let publisher = Publisher {
             exchange: topology::short(&config.exchange),
             name,
             config,
             reports,
-            records: queue,
+            orders: queue,
             lanes: Lanes::default(),
             ready: Arc::default(),
             declare_trouble: None,
         };
         // Owned through the channel: it ends when the sink is dropped, after its goodbye to the broker.
         tokio::spawn(publisher.run());
-        Self { records }
+        Self { orders }
     }
 }
 
 impl Sink for RabbitMq {
     fn send(&mut self, record: &mut Record) {
         // The task ends only when this sender is gone, or with the runtime.
-        let _ = self.records.send(std::mem::take(record));
+        let _ = self.orders.send(Order::Publish(std::mem::take(record)));
+    }
+
+    fn is_silent_on_faults(&self) -> bool {
+        true
+    }
+
+    fn take_back(&mut self, lane: &Arc<str>, _oldest: u64) {
+        let _ = self.orders.send(Order::TakeBack(Arc::clone(lane)));
     }
 }
 
@@ -78,7 +97,7 @@ struct Publisher {
     config: config::RabbitMq,
     exchange: ShortString,
     reports: Reports,
-    records: UnboundedReceiver<Record>,
+    orders: UnboundedReceiver<Order>,
     lanes: Lanes,
     ready: Arc<Ready>,
     /// What was last said about the exchange, so that it is said once.
@@ -129,10 +148,10 @@ impl Publisher {
         loop {
             tokio::select! {
                 done = &mut wait => return Some(done),
-                record = self.records.recv() => {
-                    let record = record?;
+                order = self.orders.recv() => {
+                    let Order::Publish(record) = order? else { continue }; // Nothing is open while it is away.
                     let mut verdicts = Vec::new();
-                    self.lanes.of(&record).refuse(&record, &mut verdicts);
+                    self.lanes.of(&record.lane).refuse(&record, &mut verdicts);
                     self.tell(verdicts);
                 }
             }
@@ -214,13 +233,13 @@ struct Lanes {
 }
 
 impl Lanes {
-    fn of(&mut self, record: &Record) -> &mut Lane {
-        let index = match self.by_key.get(&record.lane) {
+    fn of(&mut self, key: &Arc<str>) -> &mut Lane {
+        let index = match self.by_key.get(key) {
             Some(index) => *index,
             None => {
                 let index = self.all.len();
-                self.by_key.insert(record.lane.clone(), index);
-                self.all.push(Lane::new(index, &record.lane));
+                self.by_key.insert(Arc::clone(key), index);
+                self.all.push(Lane::new(index, key));
                 index
             }
         };

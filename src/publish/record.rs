@@ -32,6 +32,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// Bytes that it has at a broker: key, payload, and headers with their names.
+    pub fn bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.key.len() + self.payload.len() + headers
+    }
+
     /// Bytes that its texts and payload take without being allocated.
     pub fn capacity(&self) -> usize {
         let texts = [&self.key, &self.source, &self.event_type, &self.headers.values];

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::output::Output;
 use super::sequences::SequenceSet;
+use super::suspect::Suspect;
 use super::{Disposition, Place, PublishError};
 use crate::journal::{Outcome, Read, Stored};
 
@@ -27,6 +28,9 @@ pub(super) struct Replays {
     /// Everything up to it was looked at in this walk through the rows.
     position: u64,
     not_before: Option<Instant>,
+    /// When a batch was sent, or the broker last said something of it, or could not.
+    heard_at: Option<Instant>,
+    suspect: Option<Suspect>,
 }
 
 impl Replays {
@@ -36,6 +40,11 @@ impl Replays {
 
     pub fn is_idle(&self) -> bool {
         self.open.is_empty()
+    }
+
+    /// Nothing counts as silence while the broker is away.
+    pub fn excuse_silence(&mut self, now: Instant) {
+        self.heard_at = Some(now);
     }
 }
 
@@ -66,6 +75,9 @@ impl Output {
                 continue; // The next walk finds it again.
             }
             let sequence = stored.sequence;
+            if let Some(suspect) = self.replays.suspect.as_mut().filter(|suspect| suspect.sequence == sequence) {
+                suspect.is_alone = suspect.is_certain();
+            }
             let handed_over = self.handover.send(Arc::clone(&topic), &stored, true);
             self.replays.open.insert(sequence, (stored, topic));
             if let Err(error) = handed_over {
@@ -73,12 +85,49 @@ impl Output {
             }
             sent = true;
         }
+        self.replays.heard_at = Some(now);
         sent
     }
 
+    /// Takes back a batch of which the broker has said nothing for so long.
+    pub(super) fn stop_waiting_for_replays(&mut self, now: Instant, longest: Duration) {
+        let replays = &mut self.replays;
+        if replays.is_idle() || replays.heard_at.is_some_and(|at| now.duration_since(at) < longest) {
+            return;
+        }
+        replays.heard_at = Some(now);
+        warn!(output = %self.name, reason = "timeout", "the broker does not answer {} events that are sent again by order; they are tried later", replays.open.len());
+        let mut oldest: HashMap<&Arc<str>, u64> = HashMap::new();
+        for (sequence, (_, topic)) in &replays.open {
+            oldest.entry(topic).and_modify(|oldest| *oldest = (*oldest).min(*sequence)).or_insert(*sequence);
+        }
+        for (topic, oldest) in oldest {
+            self.handover.sink.take_back(topic, oldest);
+        }
+        self.count_failure(&PublishError::Timeout);
+    }
+
+    /// A connection broke while these large records were open on it.
+    pub(super) fn replays_broken(&mut self, large: &[u64]) {
+        let replays = &mut self.replays;
+        let open = large.iter().copied().filter(|sequence| replays.open.contains_key(sequence)).min();
+        let Some((oldest, topic)) = open.and_then(|oldest| Some((oldest, &replays.open.get(&oldest)?.1))) else {
+            return;
+        };
+        if Suspect::broke(&mut replays.suspect, oldest) {
+            self.handover.sink.take_back(topic, oldest);
+        }
+    }
+
     /// A replay was confirmed, or failed.
-    pub(super) fn replay_ended(&mut self, sequence: u64, result: Result<Place, PublishError>, now: Instant) {
+    pub(super) fn replay_ended(&mut self, sequence: u64, mut result: Result<Place, PublishError>, now: Instant) {
         let Some((stored, topic)) = self.replays.open.remove(&sequence) else { return };
+        self.replays.heard_at = Some(now);
+        let guilty =
+            self.replays.suspect.take_if(|suspect| suspect.sequence == sequence && suspect.is_guilty).is_some();
+        if guilty && result.is_err() {
+            result = Err(PublishError::HungUp);
+        }
         match result {
             Ok(place) => {
                 self.metrics.publish.replayed.with_label_values(&[self.name.as_str()]).inc();
@@ -95,7 +144,7 @@ impl Output {
                 self.replays.not_before = Some(now + AGAIN_AFTER);
             }
         }
-        self.replays.told_in = self.books.number();
+        self.replays.told_in = self.books.due(); // Of a failure there is nothing to tell.
     }
 
     /// Takes out of memory what orders gave up, as far as it is not in flight.

@@ -20,6 +20,8 @@ pub struct OutputStatus {
     pub parked: u64,
     /// Topics or routing keys whose events wait until somebody mends them.
     pub held: Vec<HeldTopic>,
+    /// The oldest event of each topic or routing key that makes no progress while the broker answers.
+    pub stuck: Vec<StuckEvent>,
     /// One line, without any content of events or secrets.
     pub last_error: Option<String>,
     /// RFC 3339 UTC.
@@ -43,6 +45,20 @@ pub struct HeldTopic {
     pub reason: &'static str,
     /// What to do about it, with the command if there is one.
     pub mend: &'static str,
+}
+
+/// An event that does not get through, and holds up what is behind it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct StuckEvent {
+    pub topic: String,
+    /// The envelope's `relaysequence`, as a number.
+    pub sequence: u64,
+    /// Of its record.
+    pub bytes: usize,
+    /// Since it was accepted.
+    pub age_seconds: u64,
+    /// As in the metric `publish_failures_total`.
+    pub reason: &'static str,
 }
 
 /// Where each output keeps its [`OutputStatus`] for others to see. Cheap to clone.

@@ -126,6 +126,7 @@ pub(crate) mod tests {
             mode: Mode::Structured,
             brokers: "127.0.0.1:9092".into(),
             security: KafkaSecurity::default(),
+            record_max: None,
             properties: BTreeMap::new(),
         }
     }

@@ -29,6 +29,7 @@ fn config(broker: &str) -> config::Kafka {
         mode: Mode::Structured,
         brokers: broker.to_owned(),
         security: KafkaSecurity::default(),
+        record_max: None,
         properties: BTreeMap::new(),
     }
 }
@@ -131,6 +132,7 @@ impl Output {
                 self.connected = false;
                 return;
             }
+            Report::Broken { .. } => return,
             Report::Delivered { sequence, .. } => (sequence, None),
             Report::Failed { sequence, error } => (sequence, Some(error)),
         };

@@ -9,4 +9,5 @@ mod rabbit_sink;
 mod recover;
 mod recover_disk;
 mod secure;
+mod stuck;
 mod troubles;

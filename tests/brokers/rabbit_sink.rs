@@ -176,7 +176,7 @@ async fn an_exchange_that_is_gone_holds_its_lanes_and_is_made_again() {
             }
             // Frames that follow the closing may cost the connection.
             Report::Lost { .. } | Report::Connected => {}
-            report @ Report::Delivered { .. } => panic!("{report:?}"),
+            report @ (Report::Delivered { .. } | Report::Broken { .. }) => panic!("{report:?}"),
         }
     }
     assert_eq!(first, Some(PublishError::TopicMissing));

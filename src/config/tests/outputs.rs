@@ -439,3 +439,23 @@ fn who_logs_in_to_rabbitmq_is_said_once_and_whole() {
         &["relay.toml:3: outputs.rabbitmq.password_file: and `password` from the environment are both given; keep one"],
     );
 }
+
+#[test]
+fn the_largest_record_is_given_with_a_unit_and_is_none_by_default() {
+    assert_eq!(kafka("").record_max, None);
+    assert_eq!(kafka("record_max = \"1 MB\"").record_max, Some(1_000_000));
+    bad_lines(
+        "kafka",
+        &[
+            (
+                "record_max = \"1 kB\"",
+                "record_max: `1 kB` is too small: at least 4 KiB, since an envelope alone has over 1 KiB",
+            ),
+            ("record_max = 1000000", "record_max: must be a text; put it in quotes"),
+        ],
+    );
+    bad(
+        "[outputs.rabbitmq]\nrecord_max = \"1 MB\"",
+        &["relay.toml:2: outputs.rabbitmq.record_max: is a key of outputs of type kafka, and this one's is rabbitmq"],
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 
 use rdkafka::ClientContext;
@@ -13,7 +13,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use tracing::warn;
 
-use super::health::{Brokers, Stranding};
+use super::health::{Breaks, Brokers, Statistics, Stranding};
 use super::{Producer, Role, Shared, faults, health, oauth, settings};
 use crate::clock;
 use crate::config::{self, KafkaSecurity};
@@ -28,6 +28,7 @@ pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> 
         role,
         failed: AtomicBool::new(false),
         stranding: Stranding::default(),
+        breaks: Mutex::default(),
         calls: AtomicU64::new(0),
         producer: OnceLock::new(),
     };
@@ -47,6 +48,8 @@ pub(super) struct Context {
     pub failed: AtomicBool,
     /// Whether it has any broker left.
     pub stranding: Stranding,
+    /// Which connections have broken.
+    breaks: Mutex<Breaks>,
     /// Counts what librdkafka calls back, which tells whether a look into its queue found anything.
     pub calls: AtomicU64,
     /// The producer whose context this is.
@@ -143,8 +146,12 @@ impl ClientContext for Context {
 
     fn stats_raw(&self, statistics: &[u8]) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let Some(brokers) = Brokers::seen_in(statistics) else { return };
+        let Some(statistics) = Statistics::read(statistics) else { return };
+        let brokers = statistics.state();
         self.stranding.seen(brokers);
+        if self.breaks.lock().unwrap_or_else(PoisonError::into_inner).any(&statistics) {
+            self.shared.broken(self.role);
+        }
         if self.role != Role::Main {
             return;
         }

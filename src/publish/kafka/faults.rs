@@ -6,7 +6,8 @@ use crate::publish::PublishError;
 
 /// What a failed delivery, or a refused hand-over to librdkafka, means.
 ///
-/// Parking is for codes by which a broker says of the record itself that it will not take it; a doubtful code is better tried again for ever,
+/// Gone through for librdkafka 2.12.1: every code of Kafka's protocol that a produce request may get, and every one of librdkafka's own that a
+/// delivery report may carry. Parking is for codes by which a broker says of the record itself that it will not take it; a doubtful code is better tried again for ever,
 /// and seen in `publish_failures_total{reason="unknown"}`, than given up once.
 pub fn meaning(error: &KafkaError) -> PublishError {
     match error.rdkafka_error_code() {
@@ -18,28 +19,45 @@ pub fn meaning(error: &KafkaError) -> PublishError {
 
 fn meaning_of_code(code: Code) -> PublishError {
     match code {
-        // Taken back by us, or failed only because it shared a batch with the record that is to blame (KIP-467).
+        // ---- Taken back.
+        // By us, or failed only because it shared a batch with the record that is to blame (KIP-467).
         Code::PurgeQueue | Code::PurgeInflight | Code::InvalidDifferentRecord => PublishError::Withdrawn,
         // Cannot be by construction (see `settings`), and must not lose the record if it is.
         Code::QueueFull => PublishError::Withdrawn,
         Code::Fatal | Code::GaplessGuarantee => PublishError::Fatal,
 
+        // ---- The record's, once it failed alone; the topic's if smaller ones fail too (see `Lane`).
         // From the broker: over the topic's `max.message.bytes`, for every record of the batch. From librdkafka: over `message.max.bytes`.
         Code::MessageSizeTooLarge => PublishError::TooLarge,
-        // The broker validated the record and will judge the same bytes the same way next time: no key on a compacted topic, a timestamp
-        // outside `message.timestamp.before.max.ms`, headers on a topic whose message format has none.
-        Code::InvalidRecord | Code::InvalidTimestamp | Code::UnsupportedForMessageFormat => {
-            PublishError::Rejected(name(code))
-        }
+        // Over the topic's `segment.bytes`: the batch, and a large record is one by itself.
+        Code::MessageBatchTooLarge => PublishError::TooLarge,
+        // The broker looked into the record and will judge the same bytes the same way: no key on a compacted topic, a value that the schema
+        // of its topic forbids (Confluent).
+        Code::InvalidRecord => PublishError::Rejected(name(code)),
 
+        // ---- The topic's: whatever is sent meets the same.
+        // librdkafka stamps a record when it is handed over, so each try has a fresh time. Then it is the topic's
+        // `message.timestamp.before.max.ms` or `.after.max.ms` (an hour by default, since Kafka 4), or one of the clocks.
+        Code::InvalidTimestamp => PublishError::TopicRejects(name(code)),
+        // Its message format knows no headers, and each of our records has some.
+        Code::UnsupportedForMessageFormat => PublishError::TopicRejects(name(code)),
+        // The `compression.type` among our properties, which this broker or topic does not know.
+        Code::UnsupportedCompressionType => PublishError::TopicRejects(name(code)),
+        // A policy of the broker's that this topic does not meet.
+        Code::PolicyViolation => PublishError::TopicRejects(name(code)),
         Code::UnknownTopicOrPartition
         | Code::UnknownTopic
         | Code::UnknownPartition
         | Code::UnknownTopicId
         | Code::InvalidTopic => PublishError::TopicMissing,
-        Code::TopicAuthorizationFailed => PublishError::Forbidden,
-        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => PublishError::NotEnoughReplicas,
+        // The cluster's is IdempotentWrite, which Kafka before 2.8 asks for.
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => PublishError::Forbidden,
+        // librdkafka tries these again by itself, so they never come; its silence does.
+        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend | Code::ISRInsufficient => {
+            PublishError::NotEnoughReplicas
+        }
 
+        // ---- The line's or a broker's: tried again.
         Code::MessageTimedOut | Code::OperationTimedOut | Code::TimedOutQueue | Code::RequestTimedOut => {
             PublishError::Timeout
         }
@@ -56,8 +74,15 @@ fn meaning_of_code(code: Code) -> PublishError {
         | Code::BrokerDestroy
         | Code::DestroyBroker => PublishError::Disconnected,
 
-        // INVALID_MSG (a broken checksum) and MESSAGE_BATCH_TOO_LARGE are here on purpose: the first is the line's fault and the second the
-        // batch's, so neither says that the record will never be taken.
+        // ---- Unknown: tried again, named in the log, and shown by its event's number once that takes long. Among them on purpose:
+        // INVALID_MSG: a broken checksum, which is the line's fault. librdkafka tries it again first.
+        // KAFKA_STORAGE_ERROR, LOG_DIR_NOT_FOUND: a broker's disk; another becomes leader. librdkafka tries the first again by itself.
+        // THROTTLING_QUOTA_EXCEEDED, OPERATION_NOT_ATTEMPTED, FENCED_LEADER_EPOCH, UNKNOWN_LEADER_EPOCH, REPLICA_NOT_AVAILABLE: they pass.
+        // INVALID_REQUIRED_ACKS, UNSUPPORTED_VERSION, INVALID_REQUEST: a broker or a proxy that does not take what Kafka's does.
+        // INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID, OUT_OF_ORDER_SEQUENCE_NUMBER, DUPLICATE_SEQUENCE_NUMBER: librdkafka's own to settle, or
+        // it gives the producer up, which comes as FATAL.
+        // UNKNOWN_SERVER_ERROR: the broker does not say what; some do so for a moment.
+        // Codes of groups, transactions, tokens and administration: they answer nothing that is asked here.
         other => PublishError::Unknown(name(other)),
     }
 }
@@ -81,8 +106,8 @@ mod tests {
                 meaning_of_code(code.into()).disposition() == Disposition::Park
             })
             .collect();
-        // MSG_SIZE_TOO_LARGE, INVALID_TIMESTAMP, UNSUPPORTED_FOR_MESSAGE_FORMAT, INVALID_RECORD by their numbers in Kafka's protocol.
-        assert_eq!(parked, [10, 32, 43, 87]);
+        // MSG_SIZE_TOO_LARGE, RECORD_LIST_TOO_LARGE, INVALID_RECORD by their numbers in Kafka's protocol.
+        assert_eq!(parked, [10, 18, 87]);
     }
 
     #[test]
@@ -95,6 +120,19 @@ mod tests {
         assert_eq!(meaning(Code::TopicAuthorizationFailed), PublishError::Forbidden);
         assert_eq!(meaning(Code::NotEnoughReplicas), PublishError::NotEnoughReplicas);
         assert_eq!(meaning(Code::NotEnoughReplicasAfterAppend), PublishError::NotEnoughReplicas);
+        // INVALID_TIMESTAMP, UNSUPPORTED_FOR_MESSAGE_FORMAT, POLICY_VIOLATION, UNSUPPORTED_COMPRESSION_TYPE.
+        for code in [
+            Code::InvalidTimestamp,
+            Code::UnsupportedForMessageFormat,
+            Code::PolicyViolation,
+            Code::UnsupportedCompressionType,
+        ] {
+            assert_eq!(
+                (meaning(code).disposition(), meaning(code).reason()),
+                (Disposition::Hold, "rejected"),
+                "{code:?}"
+            );
+        }
     }
 
     #[test]
@@ -106,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_code_on_no_list_is_named_and_tried_again() {
-        assert_eq!(meaning_of_code(Code::PolicyViolation), PublishError::Unknown("PolicyViolation".to_owned()));
+        assert_eq!(meaning_of_code(Code::KafkaStorageError), PublishError::Unknown("KafkaStorageError".to_owned()));
         assert_eq!(meaning_of_code(Code::InvalidMessage), PublishError::Unknown("InvalidMessage".to_owned()));
     }
 }

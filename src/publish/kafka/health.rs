@@ -14,6 +14,8 @@ const ABSENCES_MAX: u32 = 3;
 /// Statistics in a row that show no broker at all after which a producer counts as stranded: 3 s. A librdkafka that works adds the ones it began
 /// with again as soon as it has none left.
 const DESERTIONS_MAX: u32 = 6;
+/// What librdkafka sends before the first record at the most: versions, credentials, questions for topics.
+const CONNECTING_BYTES_MAX: u64 = 8 * 1024;
 /// Characters of librdkafka's own words that go into a detail.
 const WORDS_MAX: usize = 300;
 
@@ -34,7 +36,7 @@ pub struct Health {
 
 /// librdkafka's statistics, as far as they matter here.
 #[derive(Deserialize)]
-struct Statistics {
+pub struct Statistics {
     #[serde(default)]
     brokers: BTreeMap<String, Broker>,
 }
@@ -44,6 +46,12 @@ struct Broker {
     state: String,
     #[serde(default)]
     source: String,
+    /// Connections that the broker had let us use, and that ended.
+    #[serde(default)]
+    disconnects: i64,
+    /// Bytes sent to it.
+    #[serde(default)]
+    txbytes: u64,
 }
 
 /// What statistics show of the brokers, the best last. librdkafka's internal one is always up and does not count.
@@ -57,13 +65,40 @@ pub enum Brokers {
     Up,
 }
 
-impl Brokers {
+impl Statistics {
     /// `None` for what is not statistics.
-    pub fn seen_in(statistics: &[u8]) -> Option<Self> {
-        let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
-        let real = statistics.brokers.values().filter(|broker| broker.source != "internal");
-        let states = real.map(|broker| if broker.state == "UP" { Self::Up } else { Self::Away });
-        Some(states.max().unwrap_or(Self::Unknown))
+    pub fn read(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+
+    pub fn state(&self) -> Brokers {
+        let real = self.brokers.values().filter(|broker| broker.source != "internal");
+        let states = real.map(|broker| if broker.state == "UP" { Brokers::Up } else { Brokers::Away });
+        states.max().unwrap_or(Brokers::Unknown)
+    }
+}
+
+/// Sees connections that end while records are sent on them.
+#[derive(Default)]
+pub struct Breaks(BTreeMap<String, (i64, u64)>);
+
+impl Breaks {
+    /// Whether any has ended since the last look, over which more was sent than it takes to connect: not an idle one, and not a broker that
+    /// answers nothing, to which librdkafka sends no records.
+    pub fn any(&mut self, statistics: &Statistics) -> bool {
+        let mut any = false;
+        for (name, broker) in &statistics.brokers {
+            let (disconnects, sent) = self.0.entry(name.clone()).or_default();
+            if broker.txbytes < *sent {
+                (*disconnects, *sent) = (0, 0); // librdkafka dropped it, and has met it anew.
+            }
+            if broker.disconnects > *disconnects {
+                any |= broker.txbytes.saturating_sub(*sent) > CONNECTING_BYTES_MAX;
+                *sent = broker.txbytes;
+            }
+            *disconnects = broker.disconnects;
+        }
+        any
     }
 }
 
@@ -266,7 +301,7 @@ mod tests {
 
     #[test]
     fn statistics_show_who_is_up() {
-        let seen = |text: &str| Brokers::seen_in(text.as_bytes());
+        let seen = |text: &str| Statistics::read(text.as_bytes()).map(|statistics| statistics.state());
         assert_eq!(seen(r#"{"brokers":{"a":{"state":"UP","source":"learned"}}}"#), Some(Brokers::Up));
         assert_eq!(
             seen(r#"{"brokers":{"a":{"state":"DOWN","source":"learned"},"b":{"state":"UP","source":"learned"}}}"#),
@@ -279,6 +314,22 @@ mod tests {
         assert_eq!(seen(r#"{"brokers":{"a":{"state":"UP","source":"internal"}}}"#), Some(Brokers::Unknown));
         assert_eq!(seen(r#"{"brokers":{}}"#), Some(Brokers::Unknown));
         assert_eq!(seen("no statistics"), None);
+    }
+
+    #[test]
+    fn a_connection_that_ends_with_records_on_it_is_a_break() {
+        let mut breaks = Breaks::default();
+        let mut seen = |disconnects: i64, sent: u64| {
+            let text =
+                format!(r#"{{"brokers":{{"a":{{"state":"UP","disconnects":{disconnects},"txbytes":{sent}}}}}}}"#);
+            breaks.any(&Statistics::read(text.as_bytes()).unwrap())
+        };
+        assert!(!seen(0, 500_000), "records are sent");
+        assert!(seen(1, 700_000));
+        assert!(!seen(1, 700_200), "said once");
+        assert!(!seen(2, 700_400), "an idle one, or one that only connected");
+        assert!(seen(4, 900_000), "two at once");
+        assert!(!seen(0, 0) && !seen(0, 100_000) && seen(1, 100_000), "a broker that librdkafka has met anew");
     }
 
     #[test]

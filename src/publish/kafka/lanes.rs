@@ -101,6 +101,17 @@ impl Lanes {
         lane.suspects.insert(sequence);
     }
 
+    /// A record of the lane is apart from the others.
+    pub fn is_probed(&self, lane: &str) -> bool {
+        self.0.get(lane).is_some_and(|lane| lane.probe.is_some())
+    }
+
+    /// The broker says nothing of this lane's records, or hangs up at the oldest of them: that one is to be tried apart, whenever it comes again.
+    pub fn set_apart(&mut self, lane: &str, oldest: u64) {
+        self.suspect(lane, oldest, Disposition::Park);
+        self.suspect(lane, oldest, Disposition::Hold);
+    }
+
     /// The probe of a lane was delivered. Gives what waited behind it, to be admitted again.
     pub fn delivered(&mut self, lane: &str, sequence: u64) -> VecDeque<Record> {
         let Some(lane) = self.0.get_mut(lane).filter(|lane| lane.probe == Some(sequence)) else {

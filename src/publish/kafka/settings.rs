@@ -11,8 +11,8 @@ use rdkafka::error::KafkaError;
 use crate::config;
 
 /// Largest record that is handed to librdkafka, in bytes with key and headers. Twice and more what the default `ingress.body_max` of 8 MiB makes
-/// (10.7 MiB in base64, and the attributes), and below Kafka's `socket.request.max.bytes` of 100 MiB: past that a broker hangs up
-/// instead of answering, and the record would be tried for ever.
+/// (10.7 MiB in base64, and the attributes), and below Kafka's `socket.request.max.bytes` of 100 MiB, past which a broker hangs up
+/// instead of answering.
 const RECORD_MAX: u32 = 64 * 1024 * 1024;
 
 /// Bytes of one batch. A record larger than this always travels alone, and a broker that finds one record too large refuses its

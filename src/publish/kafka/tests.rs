@@ -36,6 +36,7 @@ fn config(brokers: &str, properties: &[(&str, &str)]) -> config::Kafka {
         mode: Mode::Structured,
         brokers: brokers.into(),
         security: KafkaSecurity::default(),
+        record_max: None,
         properties: properties.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
     }
 }

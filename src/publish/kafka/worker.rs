@@ -43,6 +43,8 @@ enum End {
     Refusal,
     /// librdkafka gave up for its own reasons, which were reported, or has no broker left to try.
     Fault,
+    /// A lane's records are to be taken back, since the broker does not answer them, or hangs up at one.
+    Recall,
     /// A password or certificate file has another content, with which this next producer was made.
     Reload(Arc<Producer>),
 }
@@ -82,7 +84,7 @@ impl Worker {
             }
             next = match end {
                 End::Stopped => None,
-                End::Refusal => self.replace(Duration::ZERO, stop),
+                End::Refusal | End::Recall => self.replace(Duration::ZERO, stop),
                 End::Reload(next) => Some(next),
                 End::Fault => {
                     let next = self.replace(pause, stop);
@@ -102,6 +104,9 @@ impl Worker {
             take_all(producer);
             let rest = {
                 let mut state = self.shared.state();
+                if state.slot(self.role).is_recalled {
+                    return End::Recall;
+                }
                 // While the broker is away, no report is near, however many records are open.
                 let expects_reports = state.health.is_connected() && !state.slot(self.role).open.is_empty();
                 if expects_reports { REST_BUSY } else { REST_IDLE }
@@ -159,7 +164,7 @@ impl Worker {
     fn drain(&self, producer: &Producer, end: &End) {
         let (sent, answered) = match end {
             End::Stopped => (0, 0),
-            End::Refusal | End::Fault => (0, DRAIN_POLLS_ANSWERED),
+            End::Refusal | End::Recall | End::Fault => (0, DRAIN_POLLS_ANSWERED),
             End::Reload(_) if !self.shared.state().health.is_connected() => (0, DRAIN_POLLS_ANSWERED),
             End::Reload(_) => (DRAIN_POLLS_SENT, DRAIN_POLLS_ANSWERED),
         };

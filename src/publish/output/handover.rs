@@ -15,24 +15,29 @@ const KEPT_BYTES_MAX: usize = 64 << 10;
 pub(in crate::publish) struct Handover {
     encode: Encode,
     pub sink: Box<dyn Sink>,
+    /// Bytes of the largest record that is handed over.
+    record_max: usize,
     record: Record,
 }
 
 impl Handover {
-    pub fn new(encode: Encode, sink: Box<dyn Sink>) -> Self {
-        Self { encode, sink, record: Record::default() }
+    pub fn new(encode: Encode, sink: Box<dyn Sink>, record_max: Option<usize>) -> Self {
+        Self { encode, sink, record_max: record_max.unwrap_or(usize::MAX), record: Record::default() }
     }
 
-    /// Hands over an event's record. It is an error, and no report follows, if none can be made.
-    pub fn send(&mut self, lane: Arc<str>, stored: &Stored, replayed: bool) -> Result<(), PublishError> {
+    /// Hands over an event's record, and gives its bytes. It is an error, and no report follows, if none can be made or it is too large to be sent.
+    pub fn send(&mut self, lane: Arc<str>, stored: &Stored, replayed: bool) -> Result<usize, PublishError> {
         // Pure work on one event: what is wrong with it must not stop the others. The next one fills the record anew.
         catch_unwind(AssertUnwindSafe(|| (self.encode)(&mut self.record, lane, stored, replayed)))
             .map_err(|_| PublishError::NoEnvelope)?;
-        self.sink.send(&mut self.record);
+        let bytes = self.record.bytes();
+        if bytes <= self.record_max {
+            self.sink.send(&mut self.record);
+        }
         if self.record.capacity() > KEPT_BYTES_MAX {
             self.record = Record::default();
         }
-        Ok(())
+        if bytes <= self.record_max { Ok(bytes) } else { Err(PublishError::OverMax) }
     }
 }
 
@@ -54,7 +59,7 @@ mod tests {
         let encode: Encode = Box::new(|record, _, stored, _| {
             record.payload.splice(.., stored.event.body.iter().copied()).for_each(drop)
         });
-        let mut handover = Handover::new(encode, Box::new(Copies));
+        let mut handover = Handover::new(encode, Box::new(Copies), None);
         let mut kept_after = |bytes: usize| {
             let event = normalize(Verified::for_test("default", 1_736_937_000, &vec![b'x'; bytes]), &[]);
             handover.send("lane".into(), &Stored { sequence: 1, event }, false).unwrap();

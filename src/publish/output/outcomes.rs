@@ -68,6 +68,17 @@ impl Output {
             PublishError::NoEnvelope => {
                 ("its envelope cannot be made: ", "a fault in the relay itself; please report it".to_owned())
             }
+            PublishError::HungUp => (
+                "the broker closes the connection at it, without a reason, as it does past its `socket.request.max.bytes` (Azure Event Hubs: 1 MB): ",
+                format!(
+                    "a record of {} bytes; raise that limit, then `sipsim-relay journal requeue`, or set `outputs.{}.record_max` below it, so that such events cost nothing else",
+                    item.record_bytes, self.name
+                ),
+            ),
+            PublishError::OverMax => (
+                "its record is larger than `record_max` of this output; raise it, then `sipsim-relay journal requeue`",
+                String::new(),
+            ),
             _ => {
                 ("the broker takes none so large; raise its limit, then `sipsim-relay journal requeue`", String::new())
             }
@@ -87,7 +98,7 @@ impl Output {
     }
 
     pub(in crate::publish) fn count_failure(&self, error: &PublishError) {
-        if !matches!(error, PublishError::Withdrawn | PublishError::NoEnvelope) {
+        if *error != PublishError::Withdrawn && !error.is_ours() {
             self.metrics.publish.failures.with_label_values(&[self.name.as_str(), error.reason()]).inc();
         }
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::{error, warn};
 
-use super::super::lane::Item;
+use super::super::lane::{Item, REFUSALS};
 use super::{
     BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX,
 };
@@ -217,8 +217,10 @@ impl Output {
         self.rows_beyond =
             self.reader.held_behind(self.number, self.window.cursor()).map_err(text)?.into_iter().collect();
         for topic in self.reader.held_lanes(self.number).map_err(text)? {
+            let refuses = self.reader.held_for(self.number, &topic, REFUSALS).map_err(text)?;
             let lane = self.lane(&topic.into(), Instant::now());
             self.lanes[lane].rows = true;
+            self.lanes[lane].topic_refuses = REFUSALS.into_iter().find(|reason| refuses.as_deref() == Some(reason));
         }
         Ok(())
     }

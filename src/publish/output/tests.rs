@@ -66,6 +66,7 @@ fn output(journal: &Journal, encode: Encode) -> (Output, UnboundedReceiver<Strin
         journal: journal.clone(),
         journal_id: journal.id(),
         encode,
+        record_max: None,
         router: Router::new(Routes { template: "console".into(), by_event: Default::default() }),
         metrics: Metrics::new(&Config::defaults()),
         status: Outputs::default(),

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::publish::{PublishError, one_line, tls};
 
 /// What the closing of a channel means for the records open on it. The broker names no message: with one open it was that one, with several they
-/// have to go one at a time.
+/// have to go one at a time. Only 406 (precondition failed) and 311 (content too large) say of a message that it is refused; any other code is
+/// unknown, and what it closed is tried again.
 pub(super) fn of_channel(error: &Error, open: usize) -> PublishError {
     let ErrorKind::ProtocolError(error) = error.kind() else {
         return PublishError::Unknown(one_line(&error.to_string()));
@@ -19,7 +20,8 @@ pub(super) fn of_channel(error: &Error, open: usize) -> PublishError {
         404 => PublishError::TopicMissing,
         403 => PublishError::Forbidden,
         code if open == 1 && (code == 311 || names_size(text)) => PublishError::TooLarge,
-        _ if open == 1 => PublishError::Rejected(one_line(text)),
+        406 if open == 1 => PublishError::Rejected(one_line(text)),
+        _ if open == 1 => PublishError::Unknown(one_line(text)),
         _ => PublishError::Suspect(one_line(text)),
     }
 }
@@ -124,6 +126,7 @@ mod tests {
             (311, "CONTENT_TOO_LARGE", 1, PublishError::TooLarge),
             (406, other, 1, PublishError::Rejected(shown.clone())),
             (406, other, 3, PublishError::Suspect(shown)),
+            (405, "RESOURCE_LOCKED", 1, PublishError::Unknown("RESOURCE_LOCKED".into())),
         ] {
             assert_eq!(of_channel(&closed(code, text), open), expected, "{code} {text} with {open} open");
         }

@@ -86,7 +86,7 @@ impl Lane {
     /// Takes a record for publishing, or hands it back.
     pub fn accept(&mut self, record: Record, verdicts: &mut Vec<Verdict>) {
         if self.key.is_none() {
-            let error = PublishError::Rejected("its routing key is longer than 255 bytes".into());
+            let error = PublishError::TopicRejects("its routing key is longer than 255 bytes".into());
             verdicts.push((record.sequence, Err(error)));
         } else if self.window.is_settling() || !(self.failed.is_empty() || self.failed.contains(&record.sequence)) {
             self.failed.insert(record.sequence);
@@ -120,9 +120,15 @@ impl Lane {
         self.window.is_empty() && self.unsent.is_empty()
     }
 
-    pub fn set_channel(&mut self, channel: Channel) {
+    /// Gives it back if the lane has one already.
+    pub fn set_channel(&mut self, channel: Channel) -> Option<Arc<Channel>> {
         self.opening = false;
-        self.channel = Some(Arc::new(channel));
+        let channel = Arc::new(channel);
+        if self.channel.is_some() {
+            return Some(channel);
+        }
+        self.channel = Some(channel);
+        None
     }
 
     /// Has a channel and no use for it.
@@ -342,9 +348,9 @@ mod tests {
     }
 
     #[test]
-    fn a_routing_key_that_amqp_cannot_carry_is_rejected() {
+    fn a_routing_key_that_amqp_cannot_carry_is_its_topics_fault() {
         let mut verdicts = Vec::new();
         Lane::new(0, &"k".repeat(256)).accept(record(1), &mut verdicts);
-        assert!(matches!(verdicts[..], [(1, Err(PublishError::Rejected(_)))]));
+        assert!(matches!(verdicts[..], [(1, Err(PublishError::TopicRejects(_)))]));
     }
 }

@@ -1,23 +1,26 @@
 //! One connection at work: records go to their lanes and confirms come back, until it is lost, replaced, or no longer wanted.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, Event};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::warn;
 
 use super::connect::{self, FilesDigest, Link, Refusal};
 use super::lane::{Lane, Trouble};
-use super::{Publisher, SETTLE_MAX, fault, topology};
-use crate::publish::{PublishError, Record, Report, one_line};
+use super::{Order, Publisher, SETTLE_MAX, fault, topology};
+use crate::publish::{PublishError, Report, one_line};
 
 /// Records taken over at a time, before confirms get a turn.
 const TAKE_MAX: usize = 256;
 /// How often the connection is looked at beside its events.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For opening or closing a channel.
+const OPEN_MAX: Duration = Duration::from_secs(20);
 /// How often the files are read, in looks.
 const FILES_EVERY: u32 = 5;
 /// Channels at once, if the broker allows as many (it allows 2,047 by default). There are about twenty lanes an account.
@@ -32,7 +35,8 @@ pub(super) enum End {
 
 /// What was waited for beside the records.
 enum Chore {
-    Opened(usize, lapin::Result<Channel>),
+    /// `None`: not in time.
+    Opened(usize, Option<lapin::Result<Channel>>),
     Closed,
     Files(FilesDigest),
     Reconnected(Result<Link, Refusal>),
@@ -47,6 +51,8 @@ pub(super) struct Session {
     /// Lanes that found no channel free.
     starved: Vec<usize>,
     blocked: bool,
+    /// The files are being read.
+    reads_files: bool,
     /// A channel was closed because the exchange is missing: the next one declares it first.
     exchange_missing: bool,
     /// The files of the connection, or of the last attempt to replace it.
@@ -67,8 +73,19 @@ impl Session {
             channels_max,
             starved: Vec::new(),
             blocked: false,
+            reads_files: false,
             exchange_missing: false,
             next: None,
+        }
+    }
+
+    fn close(&mut self, channel: Option<Arc<Channel>>) {
+        if let Some(channel) = channel {
+            self.chores.spawn(async move {
+                // An error here is a channel that is closed already; a broker that does not answer keeps it until the connection ends.
+                let _ = timeout(OPEN_MAX, channel.close(200, "OK".into())).await;
+                Chore::Closed
+            });
         }
     }
 }
@@ -88,7 +105,7 @@ impl Publisher {
         }
         loop {
             let step = tokio::select! {
-                count = self.records.recv_many(&mut batch, TAKE_MAX) => {
+                count = self.orders.recv_many(&mut batch, TAKE_MAX) => {
                     if count == 0 {
                         return End::Dropped;
                     }
@@ -113,12 +130,22 @@ impl Publisher {
         }
     }
 
-    /// Hands records to their lanes.
-    fn take(&mut self, session: &mut Session, batch: &mut Vec<Record>) -> Result<(), End> {
+    /// Hands records to their lanes, or takes them back.
+    fn take(&mut self, session: &mut Session, batch: &mut Vec<Order>) -> Result<(), End> {
         let mut verdicts = Vec::new();
         let mut lanes = Vec::new();
-        for record in batch.drain(..) {
-            let lane = self.lanes.of(&record);
+        for order in batch.drain(..) {
+            let record = match order {
+                Order::Publish(record) => record,
+                Order::TakeBack(key) => {
+                    let lane = self.lanes.of(&key);
+                    let channel = lane.release();
+                    lane.close(|_| PublishError::Withdrawn, Some(&PublishError::Withdrawn), &mut verdicts);
+                    session.close(channel);
+                    continue;
+                }
+            };
+            let lane = self.lanes.of(&record.lane);
             lane.accept(record, &mut verdicts);
             if lane.has_waiting() && lanes.last() != Some(&lane.index) {
                 lanes.push(lane.index);
@@ -165,21 +192,20 @@ impl Publisher {
                 }
                 return;
             };
-            session.chores.spawn(async move {
-                // An error here is a channel that is closed already.
-                let _ = idle.close(200, "OK".into()).await;
-                Chore::Closed
-            });
+            session.close(Some(idle));
         }
         self.lanes.all[index].opening = true;
         let connection = session.link.connection.clone();
         let declare = std::mem::take(&mut session.exchange_missing).then(|| self.config.exchange.clone());
         session.chores.spawn(async move {
-            if let Some(exchange) = declare {
-                // What stands in its way was logged at connecting, and shows in the lane.
-                let _ = topology::declare(&connection, &exchange).await;
-            }
-            Chore::Opened(index, open_channel(&connection).await)
+            let opened = timeout(OPEN_MAX, async {
+                if let Some(exchange) = declare {
+                    // What stands in its way was logged at connecting, and shows in the lane.
+                    let _ = topology::declare(&connection, &exchange).await;
+                }
+                open_channel(&connection).await
+            });
+            Chore::Opened(index, opened.await.ok())
         });
     }
 
@@ -251,17 +277,29 @@ impl Publisher {
 
     fn on_chore(&mut self, session: &mut Session, chore: Chore) -> Result<(), End> {
         match chore {
-            Chore::Opened(index, Ok(channel)) => {
-                self.lanes.all[index].set_channel(channel);
+            Chore::Opened(index, Some(Ok(channel))) => {
+                // A lane that was taken back meanwhile may have had its next one already.
+                let superfluous = self.lanes.all[index].set_channel(channel);
+                session.close(superfluous);
                 self.advance(session, index)
             }
-            Chore::Opened(index, Err(error)) => {
+            Chore::Opened(index, None) if session.blocked => {
+                self.lanes.all[index].opening = false;
+                self.open(session, index);
+                Ok(())
+            }
+            // A channel opens at once, unless the broker reads nothing of this connection: a queue that takes nothing may hold up a whole one.
+            Chore::Opened(_, None) => {
+                Err(End::Lost(format!("{}: it opened no channel within {} s", session.link.at, OPEN_MAX.as_secs())))
+            }
+            Chore::Opened(index, Some(Err(error))) => {
                 let trouble =
                     if fault::is_channels(&error) { Trouble::Channel(error) } else { Trouble::Connection(error) };
                 self.on_trouble(session, index, trouble)
             }
             Chore::Closed => Ok(()),
             Chore::Files(files) => {
+                session.reads_files = false;
                 if files != session.files {
                     session.files = files;
                     let config = self.config.clone();
@@ -288,7 +326,9 @@ impl Publisher {
             return Err(End::Lost(format!("{}: the connection is closed", session.link.at)));
         }
         // While the broker blocks, open records cannot settle.
-        if looked.is_multiple_of(FILES_EVERY) && session.next.is_none() && !session.blocked {
+        let is_due = looked.is_multiple_of(FILES_EVERY) && !session.reads_files; // A file of a network that hangs takes as long as it takes.
+        if is_due && session.next.is_none() && !session.blocked {
+            session.reads_files = true;
             let config = self.config.clone();
             session.chores.spawn_blocking(move || Chore::Files(connect::digest(&config)));
         }
