@@ -22,7 +22,7 @@ from status_page import Relay, free_port, wait
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Empty on a relay that is well, or has no such thing: a query for it must parse and be answered, and may have no result.
-MAY_BE_EMPTY = ("topic_held", "certificate_expiry_timestamp_seconds", "deriv(", "ALERTS", "changes(", "clock_skew", "secret_last_used")
+MAY_BE_EMPTY = ("topic_held", "topic_stuck", "certificate_expiry_timestamp_seconds", "deriv(", "ALERTS", "changes(", "clock_skew", "secret_last_used")
 PROMETHEUS_OWN = {"up", "ALERTS"}
 VARIABLES = {"$__rate_interval": "5s", "$job": ".+", "$instance": ".+", "$output": ".+"}
 problems = []
@@ -56,7 +56,8 @@ def families(page):
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.M):
         names |= {name + part for part in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
     # These have no series, and so no type, until there is something to tell.
-    return names | {"sipsim_relay_certificate_expiry_timestamp_seconds", "sipsim_relay_topic_held"}
+    stuck = {f"sipsim_relay_topic_stuck_{what}" for what in ("sequence", "bytes", "age_seconds")}
+    return names | stuck | {"sipsim_relay_certificate_expiry_timestamp_seconds", "sipsim_relay_topic_held"}
 
 
 def check_expression(where, expression, known):

@@ -16,6 +16,10 @@ use crate::publish::topology;
 /// Bytes of attributes, headers and framing around an event: some hundred each, and names of at most 128 characters.
 const AROUND_EVENT: usize = 4096;
 
+/// Where Azure Event Hubs' namespaces are, and the largest request that they take: 1 MiB, less some room for what is around a record.
+const AZURE: &str = ".servicebus.windows.net";
+const AZURE_REQUEST_MAX: u64 = 1_040_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// Events will not get through: exit code 1.
@@ -237,7 +241,17 @@ fn replicas(findings: &mut Findings, brokers: &str, cluster: &Cluster) {
 }
 
 fn records(findings: &mut Findings, config: &Config, kafka: &Kafka, brokers: &str, cluster: &Cluster) {
-    let (batch, ours) = (batch_bytes(kafka), largest(config, kafka.mode));
+    let (batch, largest) = (batch_bytes(kafka), largest(config, kafka.mode));
+    let ours = largest.min(kafka.record_max.unwrap_or(usize::MAX));
+    let makes = match kafka.record_max {
+        Some(max) if max < largest => format!("record_max lets records of up to {}", size(ours as u64)),
+        _ => format!(
+            "ingress.body_max of {} makes records of up to {}",
+            size(config.ingress.body_max as u64),
+            size(ours as u64)
+        ),
+    };
+    hang_ups(findings, kafka, cluster, ours, &makes);
     let mut limits: Vec<u64> = cluster.topics.iter().filter_map(|topic| Some(topic.settings?.record_max)).collect();
     limits.sort_unstable();
     limits.dedup();
@@ -252,13 +266,33 @@ fn records(findings: &mut Findings, config: &Config, kafka: &Kafka, brokers: &st
             );
             findings.about(Level::Problem, "topic", these, &what, mend);
         } else {
-            let what = format!(
-                "{takes}, and ingress.body_max of {} makes records of up to {}: larger ones than the topic takes are parked as too_large",
-                size(config.ingress.body_max as u64),
-                size(ours as u64)
-            );
+            let what = format!("{takes}, and {makes}: larger ones than the topic takes are parked as too_large");
             findings.about(Level::Warning, "topic", these, &what, mend);
         }
+    }
+}
+
+/// What is known of limits at which a broker closes the connection instead of answering.
+fn hang_ups(findings: &mut Findings, kafka: &Kafka, cluster: &Cluster, ours: usize, makes: &str) {
+    const WHAT: &str = "at a larger request the broker closes the connection without a word, which costs every topic of this output some seconds, until that event is parked as too_large";
+    let is_azure = |broker: &str| broker.rsplit_once(':').is_some_and(|(host, _)| host.ends_with(AZURE));
+    let mut say = |level, limit: &str| {
+        findings.add(level, format!("{limit}; {makes}. {WHAT}: set `record_max` below the limit"), vec![], None)
+    };
+    match cluster.request_max {
+        Some(limit) if limit < (ours + AROUND_EVENT) as u64 => {
+            say(Level::Warning, &format!("the broker's socket.request.max.bytes is {limit} ({})", size(limit)));
+        }
+        Some(_) => {}
+        None if kafka.brokers.split(',').any(is_azure) => {
+            if ours as u64 > AZURE_REQUEST_MAX {
+                say(Level::Warning, "Azure Event Hubs takes requests of 1 MB at most (Basic: 256 KB)");
+            }
+        }
+        None => say(
+            Level::NotKnown,
+            "the broker's socket.request.max.bytes (100 MiB by default), since this user may not see its settings",
+        ),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a cluster says of topics, for `check --live`: asked on a connection of our own, as librdkafka's safe interface tells neither rights nor,
 //! with OAUTHBEARER, anything at all. Nothing is written, and no topic is made by asking.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -27,6 +28,7 @@ const WRITE: u32 = 4;
 /// What stands where a broker knows of no rights.
 const RIGHTS_UNKNOWN: i32 = i32::MIN;
 const RESOURCE_TOPIC: i8 = 2;
+const RESOURCE_BROKER: i8 = 4;
 
 const UNKNOWN_TOPIC: i16 = 3;
 const TOPIC_FORBIDDEN: i16 = 29;
@@ -74,24 +76,28 @@ pub struct Cluster {
     pub topics: Vec<Topic>,
     /// Addresses that the cluster tells its clients to use and where nobody answers from here.
     pub unreachable: Vec<String>,
+    /// Bytes of a request past which the broker that was asked closes the connection. `None`: this user may not see it.
+    pub request_max: Option<u64>,
 }
 
 /// Asks the first of the configured brokers that answers. The error is one line, without secrets, about all of them.
 pub async fn ask(config: &config::Kafka, topics: &[String]) -> Result<Cluster, String> {
     let mut connection = connect(config).await?;
     let answered = timeout(ANSWER_MAX, async {
-        let (mut found, advertised) = metadata(&mut connection, topics).await?;
+        let (mut found, brokers) = metadata(&mut connection, topics).await?;
         settings(&mut connection, &mut found).await?;
-        Ok::<_, String>((found, advertised))
+        // Last, since a broker that is not Kafka itself may not know this question.
+        let request_max = request_max(&mut connection, &brokers).await.unwrap_or_default();
+        Ok::<_, String>((found, brokers, request_max))
     });
-    let (topics, advertised) = answered.await.unwrap_or_else(|_| Err(silent(&connection.at)))?;
+    let (topics, brokers, request_max) = answered.await.unwrap_or_else(|_| Err(silent(&connection.at)))?;
     let mut unreachable = Vec::new();
-    for address in advertised {
+    for (_, address) in brokers {
         if !matches!(timeout(CONNECT_MAX, TcpStream::connect(&address)).await, Ok(Ok(_))) {
             unreachable.push(address);
         }
     }
-    Ok(Cluster { topics, unreachable })
+    Ok(Cluster { topics, unreachable, request_max })
 }
 
 /// Makes topics; one outcome each, in order: `Ok(true)` for made, `Ok(false)` for one that was there, or Kafka's code and words. -1 for
@@ -121,7 +127,7 @@ pub(super) async fn create(
     let answer = asked.await.unwrap_or_else(|_| Err(silent(&connection.at)))?;
     let mut answer = Reader::new(&answer);
     answer.i32()?;
-    let mut outcomes = std::collections::HashMap::new();
+    let mut outcomes = HashMap::new();
     for _ in 0..answer.count()? {
         let (name, code, words) = (answer.text()?, answer.i16()?, answer.text_or_null()?);
         outcomes.insert(
@@ -165,8 +171,8 @@ fn silent(address: &str) -> String {
     format!("{address}: no answer within {} s", ANSWER_MAX.as_secs())
 }
 
-/// The topics, and every broker's advertised address.
-async fn metadata(connection: &mut Connection, topics: &[String]) -> Result<(Vec<Topic>, Vec<String>), String> {
+/// The topics, and every broker's number and advertised address.
+async fn metadata(connection: &mut Connection, topics: &[String]) -> Result<(Vec<Topic>, Vec<(i32, String)>), String> {
     let mut body = Writer::default();
     body.array(topics, |body, topic| {
         body.text(topic);
@@ -181,7 +187,7 @@ async fn metadata(connection: &mut Connection, topics: &[String]) -> Result<(Vec
     }
     let place = |topic: &Topic| topics.iter().position(|name| *name == topic.name);
     found.sort_by_key(place);
-    Ok((found, advertised.into_iter().map(|(_, address)| address).collect()))
+    Ok((found, advertised))
 }
 
 /// The address of the broker that makes topics, if the cluster says.
@@ -243,9 +249,45 @@ async fn settings(connection: &mut Connection, topics: &mut [Topic]) -> Result<(
     if there.is_empty() {
         return Ok(());
     }
+    for Described { code, name, values } in describe(connection, RESOURCE_TOPIC, &there, &WANTED).await? {
+        let number = |key: &str| values.get(key).and_then(|value| value.parse().ok());
+        let (in_sync, record) =
+            (number("min.insync.replicas").map(|number| number as usize), number("max.message.bytes"));
+        if let (0, Some(replicas_in_sync_min), Some(record_max)) = (code, in_sync, record)
+            && let Some(topic) = topics.iter_mut().find(|topic| topic.name == name)
+        {
+            topic.settings = Some(Settings { replicas_in_sync_min, record_max });
+        }
+    }
+    Ok(())
+}
+
+/// Of the broker that this connection leads to, by its number among all: each tells its own settings only.
+async fn request_max(connection: &mut Connection, brokers: &[(i32, String)]) -> Result<Option<u64>, String> {
+    const WANTED: &str = "socket.request.max.bytes";
+    let numbers: Vec<String> = brokers.iter().map(|(number, _)| number.to_string()).collect();
+    let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
+    let described = describe(connection, RESOURCE_BROKER, &numbers, &[WANTED]).await?;
+    let told = described.into_iter().find(|broker| broker.code == 0);
+    Ok(told.and_then(|broker| broker.values.get(WANTED)?.parse().ok()))
+}
+
+/// Settings of a topic or broker, as far as it tells them.
+struct Described {
+    code: i16,
+    name: String,
+    values: HashMap<String, String>,
+}
+
+async fn describe(
+    connection: &mut Connection,
+    resource: i8,
+    names: &[&str],
+    wanted: &[&str],
+) -> Result<Vec<Described>, String> {
     let mut body = Writer::default();
-    body.array(&there, |body, topic| {
-        body.i8(RESOURCE_TOPIC).text(topic).array(&WANTED, |body, key| {
+    body.array(names, |body, name| {
+        body.i8(resource).text(name).array(wanted, |body, key| {
             body.text(key);
         });
     });
@@ -253,9 +295,10 @@ async fn settings(connection: &mut Connection, topics: &mut [Topic]) -> Result<(
     let answer = connection.ask(DESCRIBE_CONFIGS, 1, body).await?;
     let mut answer = Reader::new(&answer);
     answer.i32()?;
+    let mut all = Vec::new();
     for _ in 0..answer.count()? {
         let (code, _words, _type, name) = (answer.i16()?, answer.text_or_null()?, answer.i8()?, answer.text()?);
-        let (mut in_sync, mut record) = (None, None);
+        let mut values = HashMap::new();
         for _ in 0..answer.count()? {
             let (key, value) = (answer.text()?, answer.text_or_null()?);
             answer.bool()?; // Read-only.
@@ -266,17 +309,9 @@ async fn settings(connection: &mut Connection, topics: &mut [Topic]) -> Result<(
                 answer.text_or_null()?;
                 answer.i8()?;
             }
-            match key.as_str() {
-                "min.insync.replicas" => in_sync = value.and_then(|value| value.parse().ok()),
-                "max.message.bytes" => record = value.and_then(|value| value.parse().ok()),
-                _ => {}
-            }
+            values.extend(value.map(|value| (key, value)));
         }
-        if let (0, Some(replicas_in_sync_min), Some(record_max)) = (code, in_sync, record)
-            && let Some(topic) = topics.iter_mut().find(|topic| topic.name == name)
-        {
-            topic.settings = Some(Settings { replicas_in_sync_min, record_max });
-        }
+        all.push(Described { code, name, values });
     }
-    Ok(())
+    Ok(all)
 }
