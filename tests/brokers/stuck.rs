@@ -100,7 +100,7 @@ fn a_record_at_which_kafka_hangs_up_is_parked_and_the_others_go_on() {
 
 #[test]
 fn a_topic_that_refuses_every_timestamp_is_held_and_parks_nothing() {
-    let scene = Scene::prepare("stamps", "");
+    let scene = Scene::prepare(Brokers::shared(), "stamps", "");
     let (refused, taken) = ("tags", "incoming_call_start");
     for kind in [refused, taken] {
         scene.make_topic(kind, &[]);
@@ -146,7 +146,7 @@ fn stuck(scene: &Scene, output: &str, kind: &str, reason: &str) {
 
 #[test]
 fn a_limit_that_was_set_too_small_holds_its_topic_and_large_records_are_parked_each() {
-    let scene = Scene::prepare("limits", "");
+    let scene = Scene::prepare(Brokers::shared(), "limits", "");
     let [limited, strict, segmented] = KINDS;
     scene.make_topic(limited, &[]);
     scene.make_topic(strict, &[("max.message.bytes", "140000")]);
@@ -252,7 +252,7 @@ fn carry_frames(mut from: TcpStream, mut to: TcpStream, to_lose: &AtomicI64) -> 
 /// Lasts half a minute, for which the relay waits for the confirm.
 #[test]
 fn a_confirm_that_is_lost_delays_its_topic_by_a_minute_at_most() {
-    let scene = Scene::prepare("lost-ack", "");
+    let scene = Scene::prepare(Brokers::shared(), "lost-ack", "");
     for kind in KINDS {
         scene.make_queue(kind, "{}");
         scene.bind(kind, kind);
@@ -294,7 +294,7 @@ fn a_confirm_that_is_lost_delays_its_topic_by_a_minute_at_most() {
 /// A replay whose confirm is lost is sent again too. Lasts half a minute.
 #[test]
 fn a_replay_whose_confirm_is_lost_is_sent_again() {
-    let scene = Scene::prepare("lost-replay", "");
+    let scene = Scene::prepare(Brokers::shared(), "lost-replay", "");
     scene.make_queue("tags", "{}");
     scene.bind("tags", "tags");
     let at = scene.brokers.rabbitmq()["amqp://".len()..].split('/').next().map(str::to_owned).expect("an address");
@@ -333,7 +333,7 @@ fn resume(scene: &Scene) {
 /// than a minute: longer than two waits for an answer.
 #[test]
 fn a_queue_that_confirms_nothing_is_its_topics_fault() {
-    let scene = Scene::prepare("no-majority", "");
+    let scene = Scene::prepare(Brokers::shared(), "no-majority", "");
     for kind in KINDS {
         scene.make_queue(kind, "{}");
         scene.bind(kind, kind);

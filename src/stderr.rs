@@ -1,0 +1,124 @@
+//! Standard error of a process that may not wait for whoever reads it (a log driver that hangs, a pager, Ctrl-S): lines wait in memory, and one
+//! thread writes them. What finds no room is dropped and counted, and one line says so when writing goes on.
+//!
+//! Until [`start`] each line is written at once by its caller, which is what commands want whose only work is to say something.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes that wait at the most: some thousands of lines.
+const WAITING_MAX: usize = 1 << 20;
+/// A write that has taken longer is not waited for at the process's end.
+const STUCK_AFTER: Duration = Duration::from_secs(1);
+
+static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
+
+/// From now on [`write()`] does not block. Where no thread can be started it still does.
+pub fn start() {
+    let queue = Arc::new(Queue::default());
+    let writer = Arc::clone(&queue);
+    let say = |count| tracing::error!(count, "{count} log lines were dropped: nothing took them from stderr, or it failed");
+    if thread::Builder::new().name("stderr".into()).spawn(move || writer.serve(io::stderr(), say)).is_ok() {
+        let _ = QUEUE.set(queue); // Called twice, the first one goes on.
+    }
+}
+
+/// Writes whole lines, as they are. An error is nobody's to hear, since this is where it would be told.
+pub fn write(lines: &[u8]) {
+    match QUEUE.get() {
+        Some(queue) => queue.put(lines),
+        None => _ = io::stderr().write_all(lines),
+    }
+}
+
+/// Waits until all that was written before is out, at most for so long, and not for a reader that has taken nothing for a second. To be called before
+/// the process ends.
+pub fn flush(max: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(max);
+    }
+}
+
+/// Lines dropped since the process began.
+pub fn lines_dropped() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.state().dropped)
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<u8>,
+    /// While the thread writes.
+    since: Option<Instant>,
+    dropped: u64,
+}
+
+impl Queue {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, lines: &[u8]) {
+        let mut state = self.state();
+        if state.waiting.len() + lines.len() > WAITING_MAX {
+            state.dropped += count(lines);
+        } else {
+            state.waiting.extend_from_slice(lines);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Writes what comes, for the life of the process. `say` is told how many lines were dropped since it was last told.
+    fn serve(&self, mut out: impl Write, say: impl Fn(u64)) {
+        let (mut flows, mut said) = (true, 0);
+        loop {
+            let is_idle = |state: &mut State| state.waiting.is_empty() && !(flows && state.dropped > said);
+            let mut state = self.changed.wait_while(self.state(), is_idle).unwrap_or_else(PoisonError::into_inner);
+            let lines = std::mem::take(&mut state.waiting);
+            state.since = Some(Instant::now());
+            let dropped = state.dropped;
+            drop(state);
+            if flows && dropped > said {
+                say(dropped - said); // Comes to stand behind the lines that wait, which is where the dropped ones would be.
+                said = dropped;
+            }
+            let mut written = 0;
+            flows = true;
+            while flows && written < lines.len() {
+                match out.write(&lines[written..]) {
+                    Ok(count) if count > 0 => written += count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(_) | Err(_) => flows = false,
+                }
+            }
+            let mut state = self.state();
+            state.since = None;
+            state.dropped += count(&lines[written..]);
+            self.changed.notify_all();
+        }
+    }
+
+    fn flush(&self, max: Duration) {
+        let until = Instant::now() + max;
+        let mut state = self.state();
+        while !state.waiting.is_empty() || state.since.is_some() {
+            let until = state.since.map_or(until, |since| until.min(since + STUCK_AFTER));
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
+}
