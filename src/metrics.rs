@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::clock::Timestamp;
 use crate::config::{Config, OutputKind};
 use crate::normalize::Known;
 use crate::publish::topology;
+use crate::stderr;
 
 /// The values of the label `outcome` of `webhooks_total`.
 pub const OUTCOMES: [&str; 9] = [
@@ -65,6 +66,8 @@ pub struct Metrics {
     pub accounts: AccountMetrics,
     pub journal: JournalMetrics,
     pub publish: PublishMetrics,
+    /// Rises: nobody reads stderr, or it fails. As [`stderr::lines_dropped`] counts.
+    log_lines_dropped: IntCounter,
 }
 
 /// The way in.
@@ -161,6 +164,7 @@ impl Metrics {
             accounts: AccountMetrics::new(&r),
             journal: JournalMetrics::new(&r),
             publish: PublishMetrics::new(&r),
+            log_lines_dropped: int_counter(&r, "log_lines_dropped_total", "Log lines that stderr did not take."),
             registry: r,
             writing: Mutex::default(),
         };
@@ -185,6 +189,7 @@ impl Metrics {
                 self.publish.oldest_pending_age.with_label_values(&[output]).set(0.0);
             }
         }
+        self.log_lines_dropped.inc_by(stderr::lines_dropped() - self.log_lines_dropped.get());
         let mut text = String::with_capacity(64 * 1024);
         process::write(&mut text);
         // Writing to memory cannot fail, and every family has the type that it was registered with.
@@ -516,6 +521,7 @@ makers! {
     counter_vec(labels: &[&str]) -> CounterVec { CounterVec::new }
     gauge() -> Gauge { Gauge::with_opts }
     gauge_vec(labels: &[&str]) -> GaugeVec { GaugeVec::new }
+    int_counter() -> IntCounter { IntCounter::with_opts }
     int_gauge() -> IntGauge { IntGauge::with_opts }
     int_gauge_vec(labels: &[&str]) -> IntGaugeVec { IntGaugeVec::new }
     int_counter_vec(labels: &[&str]) -> IntCounterVec { IntCounterVec::new }

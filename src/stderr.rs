@@ -19,7 +19,8 @@ static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 pub fn start() {
     let queue = Arc::new(Queue::default());
     let writer = Arc::clone(&queue);
-    let say = |count| tracing::error!(count, "{count} log lines were dropped: nothing took them from stderr, or it failed");
+    let say =
+        |count| tracing::error!(count, "{count} log lines were dropped: nothing took them from stderr, or it failed");
     if thread::Builder::new().name("stderr".into()).spawn(move || writer.serve(io::stderr(), say)).is_ok() {
         let _ = QUEUE.set(queue); // Called twice, the first one goes on.
     }

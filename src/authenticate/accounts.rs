@@ -22,6 +22,9 @@ use crate::metrics::Metrics;
 /// How often secrets are read anew. What changed is to be in force within 10 s; this leaves time for a slow disk.
 const POLL: Duration = Duration::from_secs(2);
 
+/// A look that has taken longer is reported: new secrets are not taken up meanwhile.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+
 /// Under this name secrets count in `last_reload_successful`, which certificates share.
 const RELOADED: &str = "secrets";
 
@@ -138,7 +141,16 @@ impl Accounts {
         loop {
             ticks.tick().await;
             let accounts = Arc::clone(&self);
-            let reload = match tokio::task::spawn_blocking(move || accounts.reload()).await {
+            let mut look = tokio::task::spawn_blocking(move || accounts.reload());
+            let looked = match tokio::time::timeout(LOOK_MAX, &mut look).await {
+                Ok(looked) => looked,
+                Err(_) => {
+                    warn!("the secrets cannot be read: their files do not answer; the last good ones stay in force");
+                    self.metrics.accounts.reloaded(RELOADED, false);
+                    look.await
+                }
+            };
+            let reload = match looked {
                 Ok(reload) => reload,
                 Err(error) if error.is_cancelled() => return, // The runtime is ending.
                 Err(_) => {

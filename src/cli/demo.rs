@@ -15,18 +15,21 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::run::Relay;
-use super::{interrupted, notice};
+use super::{FLUSH_MAX, interrupted, notice};
 use crate::clock;
 use crate::config::{self, Config, LogFormat, Name, OutputKind};
 use crate::normalize::Known;
+use crate::publish::Stream;
 use crate::secret::Secret;
 use crate::simulate::calls::{Calls, Plan, Player};
 use crate::simulate::http::Connection;
 use crate::simulate::line::{Line, Route};
 use crate::simulate::{Tamper, Target};
+use crate::stderr;
 use door::Door;
 
 /// How long the output stays away: time to see it.
@@ -36,22 +39,21 @@ const RETURN_MAX: Duration = Duration::from_secs(60);
 
 /// Plays the demo in a folder of its own, which it removes. `Ok(false)` if anything was lost.
 pub fn demo() -> Result<bool, String> {
+    stderr::start();
     super::logging::start(&config::Log { format: LogFormat::Text, level: tracing::Level::ERROR });
     let folder = Folder::make()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-    runtime.block_on(demonstrate(&folder.0, io::stdout().is_terminal()))
+    let all_well = runtime.block_on(demonstrate(&folder.0, io::stdout().is_terminal()));
+    runtime.shutdown_background(); // Nor is a stdout waited for that nobody reads.
+    all_well
 }
 
 async fn demonstrate(folder: &Path, stay: bool) -> Result<bool, String> {
     let secret_file = folder.join("secret");
     let secret = make_secret(&secret_file)?;
     let door = Door::new(Box::new(io::stdout()));
-    let relay = Relay::start(config(folder, &secret_file)?, {
-        let door = door.clone();
-        std::sync::Arc::new(move || Box::new(door.clone()))
-    })
-    .await?;
+    let relay = Relay::start(config(folder, &secret_file)?, Stream::new(Box::new(door.clone()))).await?;
     let stage =
         Stage { public: relay.public_addr(), admin: relay.admin_addr(), secret, door, tell: Box::new(to_stderr) };
     let all_well = tokio::select! {
@@ -122,7 +124,9 @@ impl Stage {
             sent += 1;
             self.door.hold();
             self.line(&self.post(&mut sipsim, &mut calls).await?);
-            self.door.release().map_err(|error| format!("cannot write to stdout: {error}"))?;
+            let door = self.door.clone();
+            let released = spawn_blocking(move || door.release()).await.map_err(|error| error.to_string())?;
+            released.map_err(|error| format!("cannot write to stdout: {error}"))?;
             if !self.all_out(return_max).await {
                 return Err(format!("it was answered 200, but did not leave within {} s", return_max.as_secs()));
             }
@@ -272,6 +276,7 @@ fn to_stderr(told: Told<'_>) {
         Told::Title(text) => notice(format_args!("\n{text}")),
         Told::Line(text) => notice(format_args!("   {text}")),
     }
+    stderr::flush(FLUSH_MAX); // So that it stands before what goes to stdout next, where both are one terminal.
 }
 
 /// A folder that only this user can look into, removed in the end.

@@ -1,6 +1,5 @@
 //! `drain`: publishes what a journal still holds, without taking anything in: for a volume whose relay is gone.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +7,14 @@ use std::time::{Duration, Instant};
 use super::journal::words;
 use super::{interrupted, logging, notice, print, run};
 use crate::clock;
-use crate::config::{self, Config, OutputKind};
+use crate::config::{Config, OutputKind};
 use crate::journal::inspect::Inspector;
 use crate::journal::orders::{self, Command};
 use crate::journal::selection::Selection;
 use crate::journal::{Health, Journal, Options, OutputRow};
 use crate::metrics::Metrics;
-use crate::publish::{ConsoleWriter, Publisher};
+use crate::publish::{Publisher, Stream};
+use crate::stderr;
 
 /// How often is looked at what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -33,18 +33,17 @@ enum Ended {
 
 /// True only when nothing is pending or parked; `timeout` is how long it waits without any progress.
 pub fn drain(file: Option<&Path>, timeout: Duration) -> Result<bool, String> {
+    stderr::start();
     let loaded = run::load(file)?;
     let config = loaded.config;
     logging::start(&config.log);
-    for warning in loaded.warnings.iter().chain(&config::warnings(&config, std::io::stdout().is_terminal())) {
-        tracing::warn!("{warning}");
-    }
+    run::warn_of(&loaded.warnings, &config);
     // One that is not there would be made, and one that cannot be read set aside for a new one: neither is what was asked for.
     Inspector::open(&config.journal.path).map_err(|problem| format!("journal.path: {problem}"))?;
     let metrics = Metrics::new(&config);
     let (journal, writer) =
         Journal::open(options(&config), Arc::clone(&metrics)).map_err(|error| format!("journal.path: {error}"))?;
-    let console: ConsoleWriter = Arc::new(|| Box::new(std::io::stdout()));
+    let console = Stream::stdout(&config.journal.path).map_err(|error| format!("standard output: {error}"))?;
     let statuses = Default::default();
     let publisher = Publisher::start(&config, &journal, &metrics, &statuses, &console)
         .map_err(|error| format!("cannot start a thread: {error}"))?;
@@ -58,16 +57,28 @@ pub fn drain(file: Option<&Path>, timeout: Duration) -> Result<bool, String> {
             () = interrupted() => Ended::Interrupted,
         }
     });
-    publisher.stop(END_MAX);
-    let rows = journal.outputs();
-    writer.stop();
-    let (text, nothing_left) = report(&config, &journal, &rows, &ended, timeout);
-    // With console output stdout is the events'.
-    match config.outputs.iter().any(|output| matches!(output.kind, OutputKind::Console)) {
-        true => notice(format_args!("{}", text.trim_end())),
-        false => _ = print(text.as_bytes())?,
-    }
-    Ok(nothing_left)
+    let finish = move || {
+        publisher.stop(END_MAX);
+        console.close();
+        let rows = journal.outputs();
+        writer.stop();
+        let (text, nothing_left) = report(&config, &journal, &rows, &ended, timeout);
+        // With console output stdout is the events'.
+        match config.outputs.iter().any(|output| matches!(output.kind, OutputKind::Console)) {
+            true => notice(format_args!("{}", text.trim_end())),
+            false => _ = print(text.as_bytes())?,
+        }
+        Ok(nothing_left)
+    };
+    // The first signal only ended the waiting; a disk or a stdout that hangs must not keep the second from ending the process.
+    let finished = runtime.block_on(async {
+        tokio::select! {
+            finished = tokio::task::spawn_blocking(finish) => finished.map_err(|error| error.to_string())?,
+            () = interrupted() => Ok(false),
+        }
+    });
+    runtime.shutdown_background();
+    finished
 }
 
 fn options(config: &Config) -> Options {

@@ -1,7 +1,7 @@
 //! Our own messages to stderr, in text or JSON lines; nobody else's. And what a panic may say: where, never what.
 
 use std::fmt;
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
@@ -13,8 +13,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt::layer};
 
-use crate::clock;
 use crate::config::{Log, LogFormat};
+use crate::{clock, stderr};
 
 /// The target of every message of ours: the name of this crate, and of the program.
 const OURS: &str = "sipsim_relay";
@@ -23,7 +23,21 @@ const OURS: &str = "sipsim_relay";
 /// bodies. Called once; a second call changes nothing.
 pub fn start(log: &Log) {
     // Fails only where messages are already taken, which is what was wanted.
-    let _ = subscriber(log, stderr, stderr().is_terminal()).try_init();
+    let _ = subscriber(log, || Lines, io::stderr().is_terminal()).try_init();
+}
+
+/// Takes each line with one call.
+struct Lines;
+
+impl io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        stderr::write(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn subscriber<W>(log: &Log, writer: W, colours: bool) -> impl Subscriber + Send + Sync
@@ -31,7 +45,7 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let ours = Targets::new().with_target(OURS, log.level);
-    // A closed stderr is no reason to stop relaying, and the layer would report it to stderr, which panics.
+    // The layer would report an error of its own to stderr by itself, which blocks, or panics.
     let lines = layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
     let layer = match log.format {
         LogFormat::Text => lines.event_format(Text { colours }).boxed(),
@@ -105,7 +119,6 @@ fn colour(level: Level) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;

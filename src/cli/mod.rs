@@ -6,11 +6,12 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::clock;
+use crate::{clock, stderr};
 
 mod arguments;
 pub mod check;
@@ -30,6 +31,9 @@ pub use arguments::{
     CheckArgs, Cli, Command, Format, HealthcheckArgs, SignArgs, SimulateArgs, TopicsArgs, TopicsFormat, VerifyArgs,
 };
 
+/// How long the end of a command waits for what it said last to leave on stderr.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
 /// Runs one command to its end. A command that says `Ok(false)` found something not in order and has said what.
 pub fn run(cli: Cli) -> ExitCode {
     let config = cli.config.as_deref();
@@ -47,14 +51,16 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema { of } => print(of.text().as_bytes()),
         Command::Completions { shell } => completions(shell),
     };
-    match ended {
+    let code = match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(problem) => {
             notice(format_args!("error: {problem}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    stderr::flush(FLUSH_MAX);
+    code
 }
 
 fn topics(config: Option<&Path>, args: &TopicsArgs) -> Result<bool, String> {
@@ -115,7 +121,7 @@ pub fn print(result: &[u8]) -> Result<bool, String> {
 
 /// One line to stderr, and no panic where stderr is closed.
 pub fn notice(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    stderr::write(format!("{line}\n").as_bytes());
 }
 
 /// Ctrl-C or SIGTERM. Where they cannot be listened for, never: then they end the program as they end any other.

@@ -1,9 +1,10 @@
 //! `run`: opens the rooms in the order in which an event walks through them, and closes them so that nothing that was answered is lost.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,16 +12,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::{logging, notice};
+use super::{FLUSH_MAX, logging, notice};
 use crate::admin::{Admin, Health, Pace, Sources};
 use crate::authenticate::{Accounts, Explanation, Verified, make_secret};
 use crate::clock;
-use crate::config::{self, Config, Loaded, Problems};
+use crate::config::{self, Config, Loaded, Problems, Warning};
 use crate::ingress::{Ingress, Rooms, Serving, event_of};
 use crate::journal::{self, AppendError, Journal, Options};
 use crate::metrics::Metrics;
 use crate::normalize::Derived;
-use crate::publish::{ConsoleWriter, Outputs, Publisher};
+use crate::publish::{Outputs, Publisher, Stream};
+use crate::stderr;
 
 /// How often a request that was proved late is brought to a journal that cannot take it: as often as the journal itself is tried again.
 const LATE_AGAIN: Duration = Duration::from_secs(1);
@@ -30,12 +32,17 @@ const STOP_SLACK: Duration = Duration::from_millis(1_800);
 const CLOSE_MAX: Duration = Duration::from_millis(500);
 /// For the tasks to say what they leave undone; they wait for nothing then.
 const TASKS_MAX: Duration = Duration::from_millis(50);
+/// Beside both, for the last lines of the log to leave.
+const LAST_LINES_MAX: Duration = Duration::from_millis(100);
+/// How long the start waits until the files that the configuration names were looked at, so that what is wrong with them is said first.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long the start waits for the journal to be opened, which takes a few milliseconds; not longer, since the disk may not decide whether the
 /// ports listen. Without it the first scrape would show a ledger of zeros, and the first probe say that we are not ready.
 const OPEN_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the relay until SIGTERM or SIGINT. `Err` says why it could not start.
 pub fn run(file: Option<&Path>) -> Result<bool, String> {
+    stderr::start();
     let loaded = config::load(file, std::env::vars_os()).map_err(|_| all_problems(file))?;
     let missing = loaded.missing();
     if !missing.is_empty() {
@@ -43,11 +50,7 @@ pub fn run(file: Option<&Path>) -> Result<bool, String> {
     }
     let Loaded { config, file: read, warnings, .. } = loaded;
     logging::start(&config.log);
-    for warning in
-        warnings.iter().chain(&config::warnings(&config, std::io::IsTerminal::is_terminal(&std::io::stdout())))
-    {
-        warn!("{warning}");
-    }
+    warn_of(&warnings, &config);
     match &read {
         Some(file) => info!(config.file = %file.display(), "starting with {}", file.display()),
         None => info!("starting without a configuration file; the defaults hold"),
@@ -56,23 +59,70 @@ pub fn run(file: Option<&Path>) -> Result<bool, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the asynchronous runtime: {error}"))?;
-    runtime.block_on(async {
-        // Before the ports listen: a signal that comes early is not the death of us.
-        let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
-        let console: ConsoleWriter = Arc::new(|| Box::new(std::io::stdout()));
-        let relay = Relay::start(config, console).await?;
-        relay.greet();
-        let name = signals.end().await;
-        info!("{name}: stopping");
-        tokio::select! {
-            () = relay.stop() => {}
-            name = signals.end() => info!("{name} again: ending at once; what is pending stays in the journal"),
-        }
-        Ok::<(), String>(())
-    })?;
+    let stop_max = config.shutdown.delay + config.shutdown.drain + STOP_SLACK;
+    let ended = runtime.block_on(run_until_signalled(config));
     // Threads that hang in a stalled disk or a hung broker must not keep the process: what was answered is synced.
     runtime.shutdown_background();
+    let left = (ended? + stop_max + LAST_LINES_MAX).saturating_duration_since(Instant::now());
+    stderr::flush(left.min(FLUSH_MAX));
     std::process::exit(0)
+}
+
+/// Logs what the configuration gives reason for. Looking at the files that it names is waited for no longer than a moment: one of an output may hang,
+/// which is no reason not to start.
+pub fn warn_of(warnings: &[Warning], config: &Config) {
+    let say = |warnings: &[Warning]| warnings.iter().for_each(|warning| warn!("{warning}"));
+    say(warnings);
+    let (is_done, done) = std::sync::mpsc::channel::<()>();
+    let config = config.clone();
+    let look = move || {
+        say(&config::warnings(&config, std::io::stdout().is_terminal()));
+        drop(is_done);
+    };
+    match std::thread::Builder::new().name("warnings".into()).spawn(look) {
+        Ok(_) => _ = done.recv_timeout(LOOK_MAX), // It says nothing before it is hung up.
+        Err(error) => warn!("the files that the configuration names are not looked at: no thread: {error}"),
+    }
+}
+
+/// Gives when it was told to end.
+async fn run_until_signalled(config: Config) -> Result<Instant, String> {
+    // Before the ports listen: a signal that comes early is not the death of us.
+    let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    // On a thread of its own: a file on a network mount that hangs may not keep a signal from being heard.
+    let runtime = tokio::runtime::Handle::current();
+    let mut starting = tokio::task::spawn_blocking(move || {
+        runtime.block_on(async {
+            let console = Stream::stdout(&config.journal.path).map_err(|error| format!("standard output: {error}"))?;
+            let relay = Relay::start(config, console).await?;
+            relay.greet();
+            Ok::<_, String>(relay)
+        })
+    });
+    let mut signal = None;
+    let started = tokio::select! {
+        started = &mut starting => started,
+        name = signals.end() => {
+            let at = Instant::now();
+            signal = Some((name, at));
+            let Ok(started) = tokio::time::timeout(OPEN_MAX, starting).await else {
+                info!("{name}: ending before the start was done: a file that it reads, or the journal's disk, does not answer");
+                return Ok(at);
+            };
+            started
+        }
+    };
+    let relay = started.map_err(|_| "the start failed by a fault in the relay itself".to_owned())??;
+    let (name, at) = match signal {
+        Some(signal) => signal,
+        None => (signals.end().await, Instant::now()),
+    };
+    info!("{name}: stopping");
+    tokio::select! {
+        () = relay.stop() => {}
+        name = signals.end() => info!("{name} again: ending at once; what is pending stays in the journal"),
+    }
+    Ok(at)
 }
 
 /// The configured `admin.listen`.
@@ -128,6 +178,7 @@ pub struct Relay {
     journal: Journal,
     writer: journal::Writer,
     publisher: Publisher,
+    console: Stream,
     ingress: Serving<Journal>,
     public: SocketAddr,
     scheme: &'static str,
@@ -142,7 +193,7 @@ impl Relay {
     ///
     /// # Errors
     /// What an operator has to mend before the relay can do anything: a port that is taken, no secret, a journal that another relay holds.
-    pub async fn start(config: Config, console: ConsoleWriter) -> Result<Self, String> {
+    pub async fn start(config: Config, console: Stream) -> Result<Self, String> {
         let metrics = Metrics::new(&config);
         let secret_made = first_secret(&config)?;
         let accounts = Arc::new(Accounts::open(&config, Arc::clone(&metrics)).map_err(|without| without.to_string())?);
@@ -202,6 +253,7 @@ impl Relay {
             journal,
             writer,
             publisher,
+            console,
             ingress,
             public,
             scheme,
@@ -249,8 +301,11 @@ impl Relay {
         tokio::time::sleep(self.config.shutdown.delay).await; // while requests on their way are still taken.
         let finishing = self.ingress.stop_accepting().await;
         let _ = tokio::time::timeout(STOP_SLACK - CLOSE_MAX, finishing.finish_open_requests()).await;
-        let (publisher, drain) = (self.publisher, self.config.shutdown.drain);
-        let published = tokio::task::spawn_blocking(move || publisher.stop(drain));
+        let (publisher, console, drain) = (self.publisher, self.console, self.config.shutdown.drain);
+        let published = tokio::task::spawn_blocking(move || {
+            publisher.stop(drain);
+            console.close();
+        });
         let _ = tokio::time::timeout(drain + CLOSE_MAX / 2, published).await;
         for row in self.journal.outputs() {
             if row.counts.pending + row.counts.parked > 0 {

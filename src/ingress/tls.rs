@@ -20,7 +20,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{info, warn};
@@ -34,6 +35,10 @@ use crate::metrics::Metrics;
 
 /// The contract says 10 s. Certificate and key are two files: who looks between the two writes needs a second look.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// A look that has taken longer is reported: a new certificate is not taken up meanwhile.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+/// Under this name that counts in `last_reload_successful`, beside what a look that came to its end found.
+const HANGS: &str = "ingress.tls does not answer";
 /// A chain of certificates is a few KiB. More than this is some other file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -109,7 +114,19 @@ impl Tls {
             looks.tick().await;
             let this = Arc::clone(&self);
             // Reading may block for long on a network filesystem.
-            if tokio::task::spawn_blocking(move || this.look()).await.is_err() {
+            let mut look = spawn_blocking(move || this.look());
+            let looked = match timeout(LOOK_MAX, &mut look).await {
+                Ok(looked) => looked,
+                Err(_) => {
+                    let file = self.files.certificate_file.display();
+                    warn!("{file} does not answer; the certificate in force stays");
+                    self.metrics.accounts.reloaded(HANGS, false);
+                    let looked = look.await;
+                    self.metrics.accounts.reloaded(HANGS, true);
+                    looked
+                }
+            };
+            if looked.is_err() {
                 warn!(
                     "looking at {} failed by a fault in the relay itself; please report it",
                     self.files.certificate_file.display()

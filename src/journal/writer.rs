@@ -22,6 +22,7 @@ use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
 use crate::metrics::Metrics;
 use crate::normalize::EventName;
+use crate::stderr;
 
 /// Events in one commit, at the most: past some hundred the sync is shared so widely that more only adds delay.
 const GROUP_EVENTS_MAX: usize = 512;
@@ -64,6 +65,7 @@ pub(super) fn start(
         // Whoever waits for a receipt would wait for ever, and the cause would come again: a new process starts clean.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| writer.run())).is_err() {
             error!("the journal's writer panicked; the relay ends");
+            stderr::flush(Duration::from_secs(1));
             std::process::exit(1);
         }
     });

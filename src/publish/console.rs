@@ -1,9 +1,15 @@
-//! The console: one line an event, for people and for pipes. It promises that a line that was begun and broken off never runs into the next.
+//! The console: one line an event, for people and for pipes. It promises that a line that was begun and broken off never runs into the next,
+//! whoever writes that: another output, the output begun anew, or the next process.
 //!
 //! An owned thread writes, so that a pipe that nobody reads holds up this output and nothing else.
 
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,81 +24,80 @@ const GROUP_BYTES_MAX: usize = 256 * 1024;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Writes each record's payload as one line. Bounded by what the output lets be in flight.
-pub struct Console {
-    records: Sender<Record>,
-}
+/// What console outputs write to: one for all of them, each group of lines in one piece.
+#[derive(Clone)]
+pub struct Stream(Arc<Mutex<Open>>);
 
-impl Console {
-    /// Starts the writing thread. It ends when the console is dropped; nobody waits for it then, since a write into a full pipe may never return.
-    ///
-    /// The thread not being startable shows as an output that is lost, as everything else does.
-    pub fn new(writer: impl Write + Send + 'static, reports: Reports) -> Self {
-        let (records, queue) = channel();
-        let at_work = reports.clone();
-        let spawned = thread::Builder::new().name("console".into()).spawn(move || {
-            Lines { writer, open_line: false }.serve(&queue, &at_work, PAUSE_MIN);
-        });
-        if let Err(error) = spawned {
-            let detail = format!("the console's thread cannot be started: {error}");
-            let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
-        }
-        Self { records }
-    }
-}
-
-impl Sink for Console {
-    fn send(&mut self, record: &mut Record) {
-        on_one_line(&mut record.payload);
-        // Fails only without the thread, of which the output was told as lost: it sends nothing then.
-        let _ = self.records.send(std::mem::take(record));
-    }
-}
-
-struct Lines<W> {
-    writer: W,
+struct Open {
+    writer: Box<dyn Write + Send>,
     /// The last byte written was not a line's end.
     open_line: bool,
+    /// `None` where no other process writes to it.
+    mark: Option<Mark>,
+    /// Something may have been written.
+    is_begun: bool,
+    is_closed: bool,
 }
 
-impl<W: Write> Lines<W> {
-    fn serve(&mut self, queue: &Receiver<Record>, reports: &Reports, pause_min: Duration) {
-        let mut pause = pause_min;
-        let _ = reports.send(Report::Connected);
-        while let Ok(first) = queue.recv() {
-            let mut group = Group::new(first, self.open_line);
-            while !group.is_full() {
-                match queue.try_recv() {
-                    Ok(record) => group.push(record),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
-            }
-            let (written, result) = self.write(&group.bytes);
-            for (sequence, end) in group.ends {
-                let report = if end <= written {
-                    Report::Delivered { sequence, place: Place::Confirmed }
-                } else {
-                    Report::Failed { sequence, error: PublishError::Disconnected }
-                };
-                let _ = reports.send(report);
-            }
-            let Err(error) = result else {
-                pause = pause_min;
-                continue;
-            };
-            let dropped = refuse(queue, reports, Instant::now()).is_err();
-            let detail = format!("the console cannot be written: {error}");
-            let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
-            if dropped || refuse(queue, reports, Instant::now() + pause).is_err() {
-                return;
-            }
-            pause = (pause * 2).min(PAUSE_MAX);
-            // There is nothing to try a writer with but a record; the next one proves it.
-            let _ = reports.send(Report::Connected);
+/// A file beside the journal that names the pipe or file that was written to. Only a run that ended with a whole line removes it.
+struct Mark {
+    path: PathBuf,
+    stdout: File,
+}
+
+impl Stream {
+    /// Standard output. A line of the last run on this journal that was broken off there is ended before the first one is written.
+    pub fn stdout(journal: &Path) -> io::Result<Self> {
+        // Not by way of `io::Stdout`, which keeps the beginning of a line that was not taken, and writes it later.
+        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let mut path = journal.as_os_str().to_owned();
+        path.push(".console");
+        let mark = match stdout.is_terminal() {
+            true => None,
+            false => Some(Mark { path: path.into(), stdout: stdout.try_clone()? }),
+        };
+        Ok(Self::of(Box::new(stdout), mark))
+    }
+
+    /// Anything else.
+    pub fn new(writer: Box<dyn Write + Send>) -> Self {
+        Self::of(writer, None)
+    }
+
+    fn of(writer: Box<dyn Write + Send>, mark: Option<Mark>) -> Self {
+        Self(Arc::new(Mutex::new(Open { writer, open_line: false, mark, is_begun: false, is_closed: false })))
+    }
+
+    /// Ends the writing, unless somebody is at it, who may hang. Blocks on the journal's disk.
+    pub fn close(&self) {
+        let Ok(mut open) = self.0.try_lock() else { return };
+        open.is_closed = true;
+        if let (Some(mark), true, false) = (&open.mark, open.is_begun, open.open_line) {
+            let _ = fs::remove_file(&mark.path); // What is left of it costs an empty line.
         }
     }
 
-    /// How many of `bytes` were written and flushed, and why not all.
+    /// How many of `bytes`, which are whole lines, were written and flushed, and why not all.
+    fn write(&self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.is_closed {
+            return (0, Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if !std::mem::replace(&mut open.is_begun, true)
+            && let Some(mark) = &open.mark
+        {
+            open.open_line = mark.begin();
+        }
+        if open.open_line
+            && let (_, Err(error)) = open.write(b"\n")
+        {
+            return (0, Err(error));
+        }
+        open.write(bytes)
+    }
+}
+
+impl Open {
     fn write(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
         let mut written = 0;
         let mut result = Ok(());
@@ -115,6 +120,99 @@ impl<W: Write> Lines<W> {
     }
 }
 
+impl Mark {
+    /// Whether the last run may have left the beginning of a line; and the next run will find that this one may have.
+    fn begin(&self) -> bool {
+        let Ok(stdout) = self.stdout.metadata() else { return false };
+        let name = format!("{}:{}\n", stdout.dev(), stdout.ino());
+        let is_open = match self.last_byte(stdout.len()).filter(|_| stdout.is_file()) {
+            Some(last) => last != b'\n',
+            // A pipe does not say what was written to it before.
+            None => fs::read_to_string(&self.path).is_ok_and(|last| last == name),
+        };
+        let _ = fs::write(&self.path, name); // A disk that fails has the journal to tell of it.
+        is_open
+    }
+
+    /// Of a file that may be read; a line's end if it is empty.
+    fn last_byte(&self, length: u64) -> Option<u8> {
+        let mut last = *b"\n";
+        if let Some(place) = length.checked_sub(1) {
+            let file = File::open(format!("/proc/self/fd/{}", self.stdout.as_raw_fd())).ok()?;
+            file.read_exact_at(&mut last, place).ok()?;
+        }
+        Some(last[0])
+    }
+}
+
+/// Writes each record's payload as one line. Bounded by what the output lets be in flight.
+pub struct Console {
+    records: Sender<Record>,
+}
+
+impl Console {
+    /// Starts the writing thread. It ends when the console is dropped; nobody waits for it then, since a write into a full pipe may never return.
+    ///
+    /// The thread not being startable shows as an output that is lost, as everything else does.
+    pub fn new(stream: Stream, reports: Reports) -> Self {
+        let (records, queue) = channel();
+        let at_work = reports.clone();
+        let spawned = thread::Builder::new().name("console".into()).spawn(move || {
+            serve(&stream, &queue, &at_work, PAUSE_MIN);
+        });
+        if let Err(error) = spawned {
+            let detail = format!("the console's thread cannot be started: {error}");
+            let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
+        }
+        Self { records }
+    }
+}
+
+impl Sink for Console {
+    fn send(&mut self, record: &mut Record) {
+        on_one_line(&mut record.payload);
+        // Fails only without the thread, of which the output was told as lost: it sends nothing then.
+        let _ = self.records.send(std::mem::take(record));
+    }
+}
+
+fn serve(stream: &Stream, queue: &Receiver<Record>, reports: &Reports, pause_min: Duration) {
+    let mut pause = pause_min;
+    let _ = reports.send(Report::Connected);
+    while let Ok(first) = queue.recv() {
+        let mut group = Group::default();
+        group.push(first);
+        while !group.is_full() {
+            match queue.try_recv() {
+                Ok(record) => group.push(record),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        let (written, result) = stream.write(&group.bytes);
+        for (sequence, end) in group.ends {
+            let report = if end <= written {
+                Report::Delivered { sequence, place: Place::Confirmed }
+            } else {
+                Report::Failed { sequence, error: PublishError::Disconnected }
+            };
+            let _ = reports.send(report);
+        }
+        let Err(error) = result else {
+            pause = pause_min;
+            continue;
+        };
+        let dropped = refuse(queue, reports, Instant::now()).is_err();
+        let detail = format!("the console cannot be written: {error}");
+        let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
+        if dropped || refuse(queue, reports, Instant::now() + pause).is_err() {
+            return;
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+        // There is nothing to try a writer with but a record; the next one proves it.
+        let _ = reports.send(Report::Connected);
+    }
+}
+
 /// Gives records back unwritten until `until`; an error if the console was dropped meanwhile.
 fn refuse(queue: &Receiver<Record>, reports: &Reports, until: Instant) -> Result<(), RecvTimeoutError> {
     loop {
@@ -129,6 +227,7 @@ fn refuse(queue: &Receiver<Record>, reports: &Reports, until: Instant) -> Result
 }
 
 /// Lines that are written and flushed together.
+#[derive(Default)]
 struct Group {
     bytes: Vec<u8>,
     /// Each record's sequence, and where its line ends.
@@ -136,15 +235,6 @@ struct Group {
 }
 
 impl Group {
-    fn new(first: Record, open_line: bool) -> Self {
-        let mut group = Self { bytes: Vec::new(), ends: Vec::new() };
-        if open_line {
-            group.bytes.push(b'\n');
-        }
-        group.push(first);
-        group
-    }
-
     fn push(&mut self, record: Record) {
         self.bytes.extend_from_slice(&record.payload);
         self.bytes.push(b'\n');
@@ -199,11 +289,11 @@ mod tests {
         for (sequence, payload) in [(1, "one"), (2, "two"), (3, "three")] {
             records.send(record(sequence, payload)).unwrap();
         }
-        let mut lines = Lines { writer, open_line: false };
+        let stream = Stream::new(Box::new(writer));
         let again = records.clone();
         let mut words = Vec::new();
         thread::scope(|scope| {
-            scope.spawn(move || lines.serve(&queue, &reports, Duration::from_millis(1)));
+            scope.spawn(move || serve(&stream, &queue, &reports, Duration::from_millis(1)));
             let mut connected = 0;
             while words.iter().filter(|word: &&String| word.starts_with("delivered")).count() < 3 {
                 let report = said.blocking_recv().unwrap();

@@ -9,6 +9,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tracing::warn;
 
+use super::aside::Aside;
 use super::tls;
 use crate::certificate;
 use crate::config::{Output, OutputKind};
@@ -17,13 +18,19 @@ use crate::secret::PasswordSource;
 
 /// How often they are read.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long that may take before they count as unusable.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// Looks until the other end of `stop` is dropped. Blocks.
 pub(super) fn watch(outputs: &[Output], metrics: &Arc<Metrics>, stop: &Receiver<()>) {
-    let mut said = vec![None; outputs.len()];
+    let mut looks: Vec<_> = outputs.iter().map(|output| (output, Aside::default(), None)).collect();
     loop {
-        for (output, said) in outputs.iter().zip(&mut said) {
-            let trouble = look(output, metrics).err();
+        for (output, under_way, said) in &mut looks {
+            let (of, shown) = (output.clone(), Arc::clone(metrics));
+            let trouble = match under_way.ask(LOOK_MAX, move || look(&of, &shown)) {
+                Some(looked) => looked.err(),
+                None => Some("reading takes longer than 5 s; is it on a network mount that hangs?".to_owned()),
+            };
             metrics.accounts.reloaded(&format!("outputs.{}", output.name), trouble.is_none());
             // Once for each trouble; what it does to the output, the output says.
             if let Some(detail) = trouble.as_ref().filter(|detail| said.as_ref() != Some(*detail)) {

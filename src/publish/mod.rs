@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+mod aside;
 mod books;
-pub mod console;
+mod console;
 pub mod encode;
 mod files;
 mod http;
@@ -28,7 +29,8 @@ mod tls;
 pub mod topology;
 mod window;
 
-pub use publisher::{ConsoleWriter, Publisher};
+pub use console::Stream;
+pub use publisher::Publisher;
 pub use record::{Headers, Record};
 pub use status::{HeldTopic, OutputStatus, Outputs, StuckEvent};
 

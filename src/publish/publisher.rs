@@ -1,17 +1,15 @@
 //! All outputs: each on a thread of its own, so that a backlog that drains never keeps an acceptor waiting for the scheduler.
 
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::console::Console;
+use super::console::{Console, Stream};
 use super::encode::Encoder;
 use super::files;
 use super::kafka::Kafka;
@@ -26,18 +24,18 @@ use crate::metrics::Metrics;
 
 /// How soon an output that could not begin, or that panicked, begins again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// What ending an output takes beside the time that it is given to publish.
+const END_MAX: Duration = Duration::from_secs(2);
 /// How soon a journal that does not say where an output stands is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-
-/// Where the console output writes: asked anew each time the output begins.
-pub type ConsoleWriter = Arc<dyn Fn() -> Box<dyn Write + Send> + Send + Sync>;
 
 /// The running outputs.
 pub struct Publisher {
     stop: watch::Sender<Option<Instant>>,
     /// While it is there, the files that outputs name are looked at.
     files: Sender<()>,
-    threads: Vec<JoinHandle<()>>,
+    /// Hung up once the last output has ended.
+    ended: Receiver<()>,
 }
 
 impl Publisher {
@@ -50,10 +48,10 @@ impl Publisher {
         journal: &Journal,
         metrics: &Arc<Metrics>,
         statuses: &Outputs,
-        console: &ConsoleWriter,
+        console: &Stream,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
-        let mut threads = Vec::new();
+        let (running, ended) = channel();
         for output in &config.outputs {
             let kind = match output.kind {
                 OutputKind::Kafka(_) => "kafka",
@@ -67,32 +65,31 @@ impl Publisher {
                 instance: config.instance.clone(),
                 journal: journal.clone(),
                 metrics: Arc::clone(metrics),
-                console: Arc::clone(console),
+                console: console.clone(),
                 status: statuses.clone(),
                 stop: stopped.clone(),
             };
+            let running = running.clone();
             // Linux shows 15 characters of it.
-            threads.push(
-                std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || one.keep_running())?,
-            );
+            std::thread::Builder::new().name(format!("out-{}", output.name)).spawn(move || {
+                one.keep_running();
+                drop(running);
+            })?;
         }
         let (outputs, metrics) = (config.outputs.clone(), Arc::clone(metrics));
         let (files, until_dropped) = channel();
-        threads.push(
-            std::thread::Builder::new()
-                .name("output-files".into())
-                .spawn(move || files::watch(&outputs, &metrics, &until_dropped))?,
-        );
-        Ok(Self { stop, files, threads })
+        std::thread::Builder::new()
+            .name("output-files".into())
+            .spawn(move || files::watch(&outputs, &metrics, &until_dropped))?;
+        Ok(Self { stop, files, ended })
     }
 
-    /// Publishes what is pending for at most so long, then ends every output. What is left waits in the journal. Blocks.
+    /// Publishes what is pending for at most so long, then ends every output. What is left waits in the journal. Blocks, but not for an output that
+    /// hangs in a file or a library.
     pub fn stop(self, drain: Duration) {
         self.stop.send_replace(Some(Instant::now() + drain));
         drop(self.files);
-        for thread in self.threads {
-            let _ = thread.join(); // Panics were caught and logged inside.
-        }
+        let _ = self.ended.recv_timeout(drain + END_MAX); // It says nothing before it is hung up.
     }
 }
 
@@ -103,7 +100,7 @@ struct One {
     instance: String,
     journal: Journal,
     metrics: Arc<Metrics>,
-    console: ConsoleWriter,
+    console: Stream,
     status: Outputs,
     stop: watch::Receiver<Option<Instant>>,
 }
@@ -150,7 +147,7 @@ impl One {
     fn run(&self) -> Result<Ended, String> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             let place = place(&self.journal, self.output.name.as_str(), self.stop.clone());
             let Some((journal_id, row)) = place.await else { return Ok(Ended::Stopped) };
             let (reports, inbox) = unbounded_channel();
@@ -180,7 +177,10 @@ impl One {
                 stop: self.stop.clone(),
             });
             Ok(output.run().await)
-        })
+        });
+        // Not waiting for what may hang in a file or a name to resolve.
+        runtime.shutdown_background();
+        ended
     }
 
     fn sink(&self, reports: Reports) -> Result<(Box<dyn Sink>, Routes, Mode), String> {
@@ -195,7 +195,7 @@ impl One {
             OutputKind::Console => {
                 // One stream has one lane, so that its lines are in order of acceptance.
                 let routes = Routes { template: "console".into(), by_event: Default::default() };
-                (Box::new(Console::new((self.console)(), reports)), routes, Mode::Structured)
+                (Box::new(Console::new(self.console.clone(), reports)), routes, Mode::Structured)
             }
         })
     }

@@ -108,10 +108,10 @@ impl Publisher {
     async fn run(mut self) {
         let mut pause = PAUSE_MIN;
         let mut told = None;
+        let mut reading = None;
+        let config = self.config.clone();
         loop {
-            let Some(connected) = self.refusing(connect::connect(&self.config.clone())).await else {
-                return;
-            };
+            let Some(connected) = self.refusing(connect::connect(&config, &mut reading)).await else { return };
             match connected {
                 Err(refusal) => {
                     if told.as_ref() != Some(&refusal.detail) {

@@ -14,5 +14,6 @@ mod rotate;
 mod schema;
 mod smuggle;
 mod stop;
+mod stuck;
 mod tidy;
 mod tls;

@@ -115,9 +115,7 @@ fn a_stderr_that_nobody_reads_costs_log_lines_and_nothing_else() {
     let mut running = Running::start(&relay, &["run"], stdout, writer);
     running.wait_for_start(&relay);
     // Two lines an event; a mebibyte of them waits.
-    let load = Load::start(&relay, 8, |client, number| {
-        format!(r#"{{"event":"sms","message":"{client} {number}"}}"#)
-    });
+    let load = Load::start(&relay, 8, |client, number| format!(r#"{{"event":"sms","message":"{client} {number}"}}"#));
     let dropped = || relay.metrics().get("sipsim_relay_log_lines_dropped_total", &[]);
     wait_until("log lines to be dropped", Duration::from_secs(60), || dropped() >= 1.0);
     let not_found = Client::connect(relay.ingress).and_then(|mut client| client.get("/nowhere")).expect("an answer");
@@ -283,8 +281,7 @@ fn a_run_that_ended_in_order_is_followed_by_no_empty_line() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let all = Reading::start(reader);
     for run in 1..=2 {
-        let mut running =
-            Running::start(&relay, &["run"], writer.try_clone().expect("another handle"), Stdio::null());
+        let mut running = Running::start(&relay, &["run"], writer.try_clone().expect("another handle"), Stdio::null());
         running.wait_for_start(&relay);
         assert_eq!(relay.post(long(run).as_bytes()).status, 200);
         assert_eq!(running.terminate(Duration::from_secs(20) + SLACK), Some(0));

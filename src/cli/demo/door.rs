@@ -9,7 +9,11 @@ use serde::Deserialize;
 
 /// Clones are the same door.
 #[derive(Clone)]
-pub struct Door(Arc<Mutex<State>>);
+pub struct Door {
+    /// Where envelopes go. Held while that blocks, and taken before `state`, which never is.
+    outside: Arc<Mutex<Box<dyn Write + Send>>>,
+    state: Arc<Mutex<State>>,
+}
 
 /// What has come of the events so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,9 +28,8 @@ pub struct Tally {
     pub disorder: Option<String>,
 }
 
+#[derive(Default)]
 struct State {
-    /// Where envelopes go.
-    outside: Box<dyn Write + Send>,
     shut: bool,
     /// What waits for [`Door::release`], if anything has to.
     held: Option<Vec<u8>>,
@@ -49,17 +52,7 @@ struct Envelope {
 impl Door {
     /// An open door to `outside`.
     pub fn new(outside: Box<dyn Write + Send>) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            outside,
-            shut: false,
-            held: None,
-            unwatched: false,
-            tally: Tally::default(),
-            answered: VecDeque::new(),
-            came: VecDeque::new(),
-            last: None,
-            line: Vec::new(),
-        })))
+        Self { outside: Arc::new(Mutex::new(outside)), state: Arc::default() }
     }
 
     pub fn shut(&self) {
@@ -75,13 +68,11 @@ impl Door {
         self.state().held.get_or_insert_default();
     }
 
-    /// Lets out what was held.
+    /// Lets out what was held. Blocks on where it goes.
     pub fn release(&self) -> io::Result<()> {
-        let mut state = self.state();
-        match state.held.take() {
-            Some(held) => state.let_out(&held),
-            None => Ok(()),
-        }
+        let mut outside = self.outside();
+        let held = self.state().held.take();
+        held.map_or(Ok(()), |held| self.let_out(&mut *outside, &held))
     }
 
     /// An event was answered 200 with this id. To be called in the order of acceptance.
@@ -102,23 +93,28 @@ impl Door {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl State {
-    fn let_out(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self.outside.write_all(bytes).and_then(|()| self.outside.flush()) {
+    fn outside(&self) -> MutexGuard<'_, Box<dyn Write + Send>> {
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_out(&self, outside: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+        match outside.write_all(bytes).and_then(|()| outside.flush()) {
             // Whoever read along has seen enough (`| head`); the demo goes on counting.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             other => other?,
         }
-        if !self.unwatched {
-            self.take_lines(bytes);
+        let mut state = self.state();
+        if !state.unwatched {
+            state.take_lines(bytes);
         }
         Ok(())
     }
+}
 
+impl State {
     fn take_lines(&mut self, bytes: &[u8]) {
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
             self.line.extend_from_slice(piece);
@@ -154,15 +150,17 @@ impl State {
 
 impl Write for Door {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut outside = self.outside();
         let mut state = self.state();
         if state.shut {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        match &mut state.held {
-            Some(held) => held.extend_from_slice(bytes),
-            None => state.let_out(bytes)?,
+        if let Some(held) = &mut state.held {
+            held.extend_from_slice(bytes);
+            return Ok(bytes.len());
         }
-        Ok(bytes.len())
+        drop(state);
+        self.let_out(&mut *outside, bytes).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

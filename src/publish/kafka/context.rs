@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
@@ -17,6 +18,7 @@ use super::health::{Breaks, Brokers, Statistics, Stranding};
 use super::{Producer, Role, Shared, faults, health, oauth, settings};
 use crate::clock;
 use crate::config::{self, KafkaSecurity};
+use crate::publish::aside::Aside;
 use crate::publish::{Disposition, Place, PublishError, Report, tls};
 
 /// A producer that reports to `shared`, with passwords and certificates as their files are now.
@@ -30,6 +32,7 @@ pub(super) fn make(config: &config::Kafka, shared: &Arc<Shared>, role: Role) -> 
         stranding: Stranding::default(),
         breaks: Mutex::default(),
         calls: AtomicU64::new(0),
+        token: Mutex::default(),
         producer: OnceLock::new(),
     };
     let producer = Producer::from_config_and_context(&settings, context).map_err(|error| settings::refusal(&error))?;
@@ -52,6 +55,7 @@ pub(super) struct Context {
     breaks: Mutex<Breaks>,
     /// Counts what librdkafka calls back, which tells whether a look into its queue found anything.
     pub calls: AtomicU64,
+    token: Mutex<Aside<Result<oauth::Token, String>>>,
     /// The producer whose context this is.
     producer: OnceLock<Weak<Producer>>,
 }
@@ -132,7 +136,12 @@ impl ClientContext for Context {
 
     /// Asked for by librdkafka before it connects and well before a token ends.
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
-        let token = oauth::fetch(&self.security)?;
+        let security = self.security.clone();
+        let mut under_way = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        // The producer is not polled meanwhile, so a file that hangs may cost this once.
+        let max = if under_way.is_under_way() { Duration::ZERO } else { oauth::FETCH_MAX };
+        let fetched = under_way.ask(max, move || oauth::fetch(&security));
+        let token = fetched.ok_or("the file of security.client_secret_file or security.ca_file does not answer")??;
         Ok(OAuthToken {
             token: token.access_token,
             // Only for librdkafka's messages; the broker takes the name from the token.

@@ -22,6 +22,8 @@ use crate::secret::Secret;
 
 /// For the whole exchange. librdkafka asks again 10 s after a failure, and well before a token ends; deliveries wait meanwhile.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// The same, and for the files of secret and authority, which may hang on a network mount.
+pub const FETCH_MAX: Duration = Duration::from_secs(6);
 /// Bytes of an answer. Tokens of some providers are a few kilobytes.
 const BODY_MAX: usize = 64 * 1024;
 /// How long a token counts as good if the answer does not say, in seconds; RFC 6749 only recommends saying.
@@ -40,7 +42,8 @@ struct Answer {
     error: Option<String>,
 }
 
-/// Fetches a token, with the client's secret as its file is now. Blocks for at most 5 s. The error names what is wrong and no secret.
+/// Fetches a token, with the client's secret as its file is now. Blocks for at most 5 s, but for as long as a file hangs. The error names what is
+/// wrong and no secret.
 pub fn fetch(security: &KafkaSecurity) -> Result<Token, String> {
     let url = security.token_url.as_deref().ok_or("security.token_url is missing, which OAUTHBEARER needs")?;
     let client_id = security.client_id.as_deref().ok_or("security.client_id is missing, which OAUTHBEARER needs")?;
@@ -62,7 +65,9 @@ pub fn fetch(security: &KafkaSecurity) -> Result<Token, String> {
     // Without a query or a user's name, which are nobody's business.
     let shown = format!("{}://{}{}", uri.scheme_str().unwrap_or("?"), host_and_port(&uri), uri.path());
     let exchange = exchange(uri, authorization(client_id, &secret), form, security.ca_file.as_deref());
-    match runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, exchange).await }) {
+    let answered = runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, exchange).await });
+    runtime.shutdown_background(); // A name that is still being looked up is not waited for.
+    match answered {
         Ok(answered) => answered.map_err(|error| format!("{shown}: {error}")),
         Err(_) => Err(format!("{shown} did not answer within {} s", ANSWER_MAX.as_secs())),
     }

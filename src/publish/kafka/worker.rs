@@ -51,8 +51,8 @@ enum End {
 
 /// What the thread owns.
 pub(super) struct Worker {
-    config: config::Kafka,
-    files: Files,
+    config: Arc<config::Kafka>,
+    files: Files<Arc<Producer>>,
     /// What was last said of files that no producer could be made with.
     complaint: Option<String>,
     shared: Arc<Shared>,
@@ -61,8 +61,8 @@ pub(super) struct Worker {
 
 impl Worker {
     /// `files` as they were before the first producer read them, if that is given to `run`.
-    pub fn new(config: config::Kafka, files: Files, shared: &Arc<Shared>, role: Role) -> Self {
-        Self { config, files, complaint: None, shared: Arc::clone(shared), role }
+    pub fn new(config: config::Kafka, files: Files<Arc<Producer>>, shared: &Arc<Shared>, role: Role) -> Self {
+        Self { config: Arc::new(config), files, complaint: None, shared: Arc::clone(shared), role }
     }
 
     /// Serves one producer after the other, the first of them if it is given, until told to stop by the other end's going.
@@ -142,10 +142,12 @@ impl Worker {
 
     /// A producer made with changed files. While they do not fit together, as in the middle of a rotation, the old one goes on.
     fn reload(&mut self, passed: Duration) -> Option<Arc<Producer>> {
-        let change = self.files.changed(passed)?;
-        match make(&self.config, &self.shared, self.role) {
+        if !self.files.is_due(passed) {
+            return None;
+        }
+        let (config, shared, role) = (Arc::clone(&self.config), Arc::clone(&self.shared), self.role);
+        match self.files.look(move || make(&config, &shared, role))? {
             Ok(next) => {
-                self.files.accept(change);
                 self.complaint = None;
                 Some(next)
             }

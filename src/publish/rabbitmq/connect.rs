@@ -15,6 +15,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -57,14 +58,19 @@ impl Link {
     }
 }
 
+/// The files being read, where a try to connect did not wait for that any longer: the next one goes on waiting.
+pub(super) type Reading = Option<JoinHandle<Result<Access, String>>>;
+
 /// Connects to the first URL that answers, beginning anywhere. The files are read anew each time.
-pub(super) async fn connect(config: &config::RabbitMq) -> Result<Link, Refusal> {
+pub(super) async fn connect(config: &config::RabbitMq, reading: &mut Reading) -> Result<Link, Refusal> {
+    let refused = |detail| Refusal { reason: PublishError::Disconnected, detail };
     let read = config.clone();
-    let access = match tokio::task::spawn_blocking(move || Access::read(&read)).await {
-        Ok(Ok(access)) => access,
-        Ok(Err(detail)) => return Err(Refusal { reason: PublishError::Disconnected, detail }),
-        Err(error) => return Err(Refusal { reason: PublishError::Disconnected, detail: error.to_string() }),
+    let under_way = reading.get_or_insert_with(|| spawn_blocking(move || Access::read(&read)));
+    let Ok(read) = timeout(CONNECT_MAX, under_way).await else {
+        return Err(refused(format!("the files that it names did not answer within {} s", CONNECT_MAX.as_secs())));
     };
+    *reading = None;
+    let access = read.map_err(|error| refused(error.to_string()))?.map_err(refused)?;
     let mut urls: Vec<&String> = config.urls.iter().collect();
     fastrand::shuffle(&mut urls);
     let mut refusals = Vec::new();
@@ -200,7 +206,7 @@ fn uri(url: &str, config: &config::RabbitMq, password: Option<&Secret>) -> Optio
 pub(super) type FilesDigest = [u8; 32];
 
 /// What the files gave.
-struct Access {
+pub(super) struct Access {
     password: Option<Secret>,
     tls: Option<Arc<ClientConfig>>,
     files: FilesDigest,

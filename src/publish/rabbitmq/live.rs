@@ -43,7 +43,7 @@ pub struct Key {
 
 /// Asks the first URL that answers. `largest` is a record's size in bytes. The error is one line, without secrets.
 pub async fn ask(config: &config::RabbitMq, vhost: &str, keys: &[String], largest: usize) -> Result<Found, String> {
-    let link = connect::connect(config).await.map_err(|refusal| refusal.detail)?;
+    let link = connect::connect(config, &mut None).await.map_err(|refusal| refusal.detail)?;
     let at = link.at.clone();
     let asked = timeout(ANSWER_MAX, questions(&link.connection, config, keys, largest)).await;
     link.close().await;

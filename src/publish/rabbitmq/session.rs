@@ -303,7 +303,7 @@ impl Publisher {
                 if files != session.files {
                     session.files = files;
                     let config = self.config.clone();
-                    session.chores.spawn(async move { Chore::Reconnected(connect::connect(&config).await) });
+                    session.chores.spawn(async move { Chore::Reconnected(connect::connect(&config, &mut None).await) });
                 }
                 Ok(())
             }

@@ -61,7 +61,7 @@ pub async fn create_topology(
     exchange: &str,
     queues: &[(String, String)],
 ) -> Result<Vec<String>, String> {
-    let link = connect::connect(config).await.map_err(|refusal| refusal.detail)?;
+    let link = connect::connect(config, &mut None).await.map_err(|refusal| refusal.detail)?;
     // A broker that blocks or hangs must not keep a person waiting.
     let made = timeout(CREATE_MAX, create(&link.connection, exchange, queues)).await;
     let at = link.at.clone();
