@@ -159,8 +159,12 @@ impl Accounts {
                 }
             };
             log(&reload, &mut logged);
-            let handed_on = reload.recovered.into_iter().try_for_each(|verified| recovered.send(verified));
-            if handed_on.is_err() || recovered.is_closed() {
+            for verified in reload.recovered {
+                if recovered.send(verified).is_err() {
+                    return;
+                }
+            }
+            if recovered.is_closed() {
                 return;
             }
         }

@@ -372,3 +372,21 @@ fn a_queue_that_confirms_nothing_is_its_topics_fault() {
     verdict.assert_kept(100);
     scene.assert_ledger("rabbitmq", &verdict, 0);
 }
+
+#[test]
+fn a_record_over_record_max_is_parked_without_being_sent() {
+    let scene = Scene::prepare(Brokers::shared(), "record-max", "");
+    scene.make_topic("tags", &[]);
+    scene.configure(&(scene.kafka_output("{event}") + "record_max = \"100 kB\"\n"), "");
+    let scene = scene.up();
+    let large = oracle::body_of("tags", 0, 0).replace("  ", &" ".repeat(200_000));
+    let small = oracle::body_of("tags", 0, 1);
+    for body in [&large, &small] {
+        assert_eq!(scene.relay.post(body.as_bytes()).status, 200);
+    }
+    scene.drained(&["kafka"], LONG);
+    assert_eq!(scene.metric("events_parked_total", &[("output", "kafka"), ("reason", "too_large")]), 1.0);
+    // The broker refused nothing: the topic takes records of this size.
+    assert_eq!(scene.metric("publish_failures_total", &[("output", "kafka"), ("reason", "too_large")]), 0.0);
+    assert_eq!(scene.in_kafka(&["tags"]).len(), 1);
+}

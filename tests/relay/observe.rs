@@ -30,7 +30,7 @@ fn promtool_is_content_with_the_metrics() {
 
 /// DESIGN §6: name without prefix, type, labels, and how many series there are from the start with two outputs, one account and one secret.
 #[rustfmt::skip] // A line is a metric.
-const METRICS: [(&str, &str, &[&str], usize); 39] = [
+const METRICS: [(&str, &str, &[&str], usize); 43] = [
     ("webhooks_total", "counter", &["account", "outcome"], 9),
     ("unavailable_total", "counter", &["reason"], 7),
     ("http_refused_total", "counter", &["reason"], 4),
@@ -46,7 +46,10 @@ const METRICS: [(&str, &str, &[&str], usize); 39] = [
     ("events_parked_total", "counter", &["output", "reason"], 8),
     ("events_pending", "gauge", &["output"], 2),
     ("events_parked", "gauge", &["output"], 2),
-    ("topic_held", "gauge", &["output", "topic", "reason"], 85),
+    ("topic_held", "gauge", &["output", "topic", "reason"], 119),
+    ("topic_stuck_sequence", "gauge", &["output", "topic"], 17),
+    ("topic_stuck_bytes", "gauge", &["output", "topic"], 17),
+    ("topic_stuck_age_seconds", "gauge", &["output", "topic"], 17),
     ("ledger_events", "gauge", &["output", "state"], 10),
     ("oldest_pending_age_seconds", "gauge", &["output"], 2),
     ("publish_failures_total", "counter", &["output", "reason"], 24),
@@ -64,6 +67,7 @@ const METRICS: [(&str, &str, &[&str], usize); 39] = [
     ("secrets_loaded", "gauge", &["account"], 1),
     ("certificate_expiry_timestamp_seconds", "gauge", &["where"], 1),
     ("last_reload_successful", "gauge", &[], 1),
+    ("log_lines_dropped_total", "counter", &[], 1),
     ("build_info", "gauge", &["version"], 1),
     // Without the prefix.
     ("process_cpu_seconds_total", "counter", &[], 1),

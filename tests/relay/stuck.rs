@@ -297,7 +297,7 @@ fn a_run_that_ended_in_order_is_followed_by_no_empty_line() {
 fn files_that_hang_cost_their_output_and_are_named() {
     let relay = Relay::prepare(
         "[outputs.console]\n[outputs.kafka]\nbrokers = \"127.0.0.1:1\"\n\
-         security = { protocol = \"SASL_PLAINTEXT\", username = \"relay\", password_file = \"kafka\" }\n\
+         security = { protocol = \"SASL_PLAINTEXT\", mechanism = \"PLAIN\", username = \"relay\", password_file = \"kafka\" }\n\
          [outputs.rabbitmq]\nurls = [\"amqp://127.0.0.1:1/%2f\"]\nusername = \"relay\"\npassword_file = \"rabbitmq\"\n\
          [shutdown]\ndrain = \"1s\"\n",
     );
