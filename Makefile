@@ -10,30 +10,33 @@ help: ## shows this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
 
 # All three run the build that the tests run: a release build takes several minutes more on a fresh machine, and shows nothing else.
-demo: build-needs ## builds, then shows the relay at work: signed webhooks in, envelopes out, an outage of the output survived
+demo: build-notice build-needs ## builds, then shows the relay at work: signed webhooks in, envelopes out, an outage of the output survived
 	cargo run --locked -- demo
 
-run: build-needs ## builds and starts the relay alone, on http://127.0.0.1:8080; it prints a line that posts a signed event
+run: build-notice build-needs ## builds and starts the relay alone, on http://127.0.0.1:8080; it prints a line that posts a signed event
 	cargo run --locked -- run
 
 brokers: build-needs ## starts a real Kafka and a real RabbitMQ, makes the topics and queues, and leaves them running
 	scripts/try-brokers
 
 check: build-needs ## for before each commit: format, clippy, unit tests, the command line and the relay on a socket, no brokers; three minutes
+	@scripts/need python3:python3
 	scripts/gate check
 
 test: build-needs ## the whole gate: what `make check` does, real brokers, crashes and full disks, README, chart, compose file, metrics
+	@scripts/need python3:python3
 	scripts/gate test
 
 # SEED repeats a run; target/gate.json says what passed.
 nightly: build-needs ## the long forms one after the other, with a seed that is printed: faults, siege, rollout, fuzz, older brokers, Kubernetes; hours
+	@scripts/need python3:python3
 	scripts/gate nightly
 
-# FAULTS_KILLS, FAULTS_CUTS, FAULTS_STEPS, FAULTS_BACKLOG, FAULTS_SEED and more (tests/faults/main.rs) make it longer, shorter, or the same again.
+# FAULTS_KILLS, FAULTS_CUTS, FAULTS_STEPS, FAULTS_BACKLOG, FAULTS_SEED and more (tests/faults/mod.rs) make it longer, shorter, or the same again.
 faults: build-needs ## the long form of the tests of crashes and outages, with real brokers and an oracle: half an hour
 	scripts/brokers fetch all
 	FAULTS_CUTS=$${FAULTS_CUTS:-100} FAULTS_MIX=$${FAULTS_MIX:-100} FAULTS_ERRORS=$${FAULTS_ERRORS:-60} FAULTS_DROPS=$${FAULTS_DROPS:-20} FAULTS_PAGES=$${FAULTS_PAGES:-99} \
-		cargo test --locked --test faults -- --nocapture --test-threads 1
+		scripts/nextest run --profile long -E 'test(/^faults::/)'
 
 .PHONY: examples
 examples: build-needs ## runs the consumers of examples/ in Python, Node.js and Java against real brokers, and applies what `topics` prints
@@ -44,7 +47,7 @@ examples: build-needs ## runs the consumers of examples/ in Python, Node.js and 
 # SIEGE_SECONDS is how long each attack lasts, SIEGE_FORGED how many forged requests must all be refused.
 siege: build-needs ## attacks from thousands of connections, beside a SIPSIM that must not notice, and a million forged requests: ten minutes
 	scripts/need slowhttptest:slowhttptest
-	SIEGE_SECONDS=$${SIEGE_SECONDS:-20} SIEGE_FORGED=$${SIEGE_FORGED:-1000000} cargo test --locked --test siege -- --nocapture --test-threads 1
+	SIEGE_SECONDS=$${SIEGE_SECONDS:-20} SIEGE_FORGED=$${SIEGE_FORGED:-1000000} scripts/nextest run --profile long -E 'test(/^siege::/)'
 
 fuzz: build-needs ## a hundred million inputs for what reads bytes that anybody may write; FUZZ_INPUTS for more or fewer
 	scripts/fuzz
@@ -70,6 +73,10 @@ status-page: build-needs ## the status page in a real Chromium, well and in four
 	cargo build --locked
 	scripts/python tests/tools/status_page.py target/debug/sipsim-relay target/status-page
 
+.PHONY: build-notice
+build-notice:
+	@[ -e target/debug/sipsim-relay ] || echo "The first build compiles all dependencies: about three minutes on two processors. Later builds take seconds." >&2
+
 .PHONY: build-needs
 build-needs:
 	@command -v cargo >/dev/null || { echo "Rust (1.88 or newer) is missing: see https://rustup.rs" >&2; exit 1; }
@@ -85,4 +92,4 @@ check-kubernetes: ## the chart on a real Kubernetes API server: installed, upgra
 # ROLLOUT_ROUNDS and ROLLOUT_DELAY (seconds of shutdown.delay and of shutdown.drain) make it longer or shorter.
 rollout: build-needs ## three relays behind a real HAProxy, restarted, killed, scaled, while the broker is away: the long form, ten minutes
 	scripts/brokers fetch all
-	ROLLOUT_ROUNDS=$${ROLLOUT_ROUNDS:-3} ROLLOUT_DELAY=$${ROLLOUT_DELAY:-5} cargo test --locked --test rollout -- --nocapture --test-threads 1
+	ROLLOUT_ROUNDS=$${ROLLOUT_ROUNDS:-3} ROLLOUT_DELAY=$${ROLLOUT_DELAY:-5} scripts/nextest run --profile long -E 'test(/^rollout::/)'
