@@ -77,7 +77,7 @@ fn a_record_at_which_kafka_hangs_up_is_parked_and_the_others_go_on() {
         relay.metrics().get("sipsim_relay_events_pending", &[("output", "kafka")]) == 0.0
     });
     assert_eq!(Ledger::read(&relay.metrics(), "kafka").parked, 2.0);
-    assert!(relay.stderr().contains("closes the connection at it"), "the log says why");
+    relay.logged(&["closes the connection at it"]);
     let (large, small): (Vec<_>, Vec<_>) = sent.into_iter().partition(|one| one.body.len() > REQUEST_MAX);
     assert_eq!(large.len(), 2);
     oracle::judge(&small, &whole::read_topics(brokers.kafka(), &topics)).assert_kept(2 * WINDOW);
@@ -92,7 +92,7 @@ fn a_record_at_which_kafka_hangs_up_is_parked_and_the_others_go_on() {
     let before = breaks(&relay);
     assert_eq!(relay.post(larger(&oracle::body(0, 1_200_000), REQUEST_MAX).as_bytes()).status, 200);
     wait_until("it to be parked", LONG, || parked(&relay) == 1.0);
-    assert!(relay.stderr().contains("larger than `record_max`"), "the log says why");
+    relay.logged(&["larger than `record_max`"]);
     assert_eq!(breaks(&relay), before);
     let told = live(&relay);
     assert!(!told.contains("socket.request.max.bytes"), "{told}");
@@ -140,8 +140,7 @@ fn stuck(scene: &Scene, output: &str, kind: &str, reason: &str) {
     let shown = status["outputs"][output]["stuck"].as_array().expect("a list");
     let shown = shown.iter().find(|one| one["topic"] == topic.as_str()).expect("it is shown");
     assert_eq!((shown["sequence"].as_f64(), shown["reason"].as_str()), (Some(number), Some(reason)), "{shown}");
-    let log = scene.relay.stderr();
-    assert!(log.contains(&format!("{topic} makes no progress: its oldest event, {number}")), "{log}");
+    scene.relay.logged(&[&format!("{topic} makes no progress: its oldest event, {number}")]);
 }
 
 #[test]
@@ -371,22 +370,4 @@ fn a_queue_that_confirms_nothing_is_its_topics_fault() {
     // What was sent again while nothing was confirmed: the few in flight at the beginning, and the oldest now and then.
     verdict.assert_kept(100);
     scene.assert_ledger("rabbitmq", &verdict, 0);
-}
-
-#[test]
-fn a_record_over_record_max_is_parked_without_being_sent() {
-    let scene = Scene::prepare(Brokers::shared(), "record-max", "");
-    scene.make_topic("tags", &[]);
-    scene.configure(&(scene.kafka_output("{event}") + "record_max = \"100 kB\"\n"), "");
-    let scene = scene.up();
-    let large = oracle::body_of("tags", 0, 0).replace("  ", &" ".repeat(200_000));
-    let small = oracle::body_of("tags", 0, 1);
-    for body in [&large, &small] {
-        assert_eq!(scene.relay.post(body.as_bytes()).status, 200);
-    }
-    scene.drained(&["kafka"], LONG);
-    assert_eq!(scene.metric("events_parked_total", &[("output", "kafka"), ("reason", "too_large")]), 1.0);
-    // The broker refused nothing: the topic takes records of this size.
-    assert_eq!(scene.metric("publish_failures_total", &[("output", "kafka"), ("reason", "too_large")]), 0.0);
-    assert_eq!(scene.in_kafka(&["tags"]).len(), 1);
 }

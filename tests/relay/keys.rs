@@ -53,7 +53,11 @@ const SEEN: &[(&str, &str, &[&str])] = &[
         &["outputs.kafka.topics.test", "outputs.rabbitmq.routing_keys.test"],
     ),
     ("relay/keys.rs", "a_property_reaches_librdkafka", &["outputs.kafka.properties"]),
-    ("brokers/stuck.rs", "a_record_over_record_max_is_parked_without_being_sent", &["outputs.kafka.record_max"]),
+    (
+        "brokers/stuck.rs",
+        "a_record_at_which_kafka_hangs_up_is_parked_and_the_others_go_on",
+        &["outputs.kafka.record_max"],
+    ),
     ("relay/keys.rs", "the_trail_goes_when_it_is_older_than_configured", &["journal.trail"]),
     ("relay/refuse.rs", "what_is_over_a_size_is_413_431_or_414_and_no_http_is_400", &["ingress.body_max"]),
     (

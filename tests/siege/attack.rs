@@ -338,7 +338,7 @@ pub const HANDSHAKES: Attack = Attack {
     pause: SHORT,
     life: |stream, _| {
         Box::pin(async move {
-            let config = super::trusting_anybody();
+            let config = &super::tls().trusting;
             let name = rustls_pki_types::ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
             tokio_rustls::TlsConnector::from(Arc::clone(config)).connect(name, stream).await.map(drop)
         })

@@ -258,6 +258,14 @@ impl Relay {
         Metrics::parse(&answer.text())
     }
 
+    /// Waits until its log has all of these, and returns it. A thread of its own writes the log, so a line may come after what it tells of.
+    pub fn logged(&self, parts: &[&str]) -> String {
+        wait_for(&format!("the log to have {parts:?}"), Duration::from_secs(10), || {
+            let log = self.stderr();
+            parts.iter().all(|part| log.contains(part)).then_some(log)
+        })
+    }
+
     /// Posts a body as SIPSIM would, signed now with [`SECRET`], on a connection of its own.
     pub fn post(&self, body: &[u8]) -> Answer {
         let timestamp = now().to_string();
