@@ -123,3 +123,64 @@ impl Queue {
 fn count(lines: &[u8]) -> u64 {
     lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Says what it is to write, and writes once it may: `Some` bytes, or an error.
+    struct Gate(Sender<Vec<u8>>, Receiver<Option<usize>>);
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.send(bytes.to_vec());
+            let may = self.1.recv().map_err(|_| io::ErrorKind::BrokenPipe)?;
+            may.map(|count| count.min(bytes.len())).ok_or(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_and_told_of_in_its_place() {
+        let queue = Arc::new(Queue::default());
+        let ((comes, came), (let_through, may)) = (channel(), channel());
+        let (writer, teller) = (Arc::clone(&queue), Arc::clone(&queue));
+        let say = move |count| teller.put(format!("{count} dropped\n").as_bytes());
+        thread::spawn(move || writer.serve(Gate(comes, may), say));
+        let all = Some(usize::MAX);
+
+        queue.put(b"first\n");
+        assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"first\n");
+        queue.flush(Duration::ZERO); // Waits for nobody.
+        let long = [vec![b'x'; WAITING_MAX - 1], b"\n".to_vec()].concat();
+        queue.put(&long);
+        queue.put(b"too\nmuch\n");
+        assert_eq!(queue.state().dropped, 2);
+        let_through.send(all).unwrap();
+        assert!(came.recv_timeout(PATIENCE).unwrap() == long);
+        queue.put(b"later\n");
+        let_through.send(all).unwrap();
+        assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"2 dropped\nlater\n");
+        let_through.send(all).unwrap();
+        queue.flush(PATIENCE);
+        assert!(queue.state().waiting.is_empty() && queue.state().since.is_none());
+
+        // One that cannot be written is counted too, and told of once another one could be.
+        queue.put(b"lost\n");
+        let_through.send(None).unwrap();
+        assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"lost\n");
+        queue.flush(PATIENCE);
+        queue.put(b"again\n");
+        let_through.send(all).unwrap();
+        assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"again\n");
+        let_through.send(all).unwrap();
+        assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"1 dropped\n");
+    }
+}

@@ -36,3 +36,21 @@ impl<T: Send + 'static> Aside<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_begun_once_and_asked_for_until_it_is_there() {
+        let mut aside = Aside::default();
+        let (end, ended) = channel::<()>();
+        assert_eq!(aside.ask(Duration::ZERO, move || ended.recv().map_or("first", |()| "")), None);
+        assert_eq!(aside.ask(Duration::ZERO, || "second"), None);
+        assert!(aside.is_under_way());
+        drop(end);
+        assert_eq!(aside.ask(Duration::from_secs(10), || "second"), Some("first"));
+        assert!(!aside.is_under_way());
+        assert_eq!(aside.ask(Duration::from_secs(10), || "third"), Some("third"));
+    }
+}

@@ -351,3 +351,37 @@ async fn a_changed_file_brings_a_new_producer_and_loses_nothing() {
     sunk.send("lane", [sequence + 1]);
     assert!(sunk.outcomes(1).await.0[&(sequence + 1)].is_ok());
 }
+
+#[tokio::test]
+async fn a_password_file_that_hangs_holds_up_no_report() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let cluster = cluster(&["lane"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "one").unwrap();
+    let mut config = config(&cluster.bootstrap_servers(), &[]);
+    config.security.password.file = Some(file.clone());
+    let mut sunk = sunk_with(config);
+    sunk.connected().await;
+    // Who reads a FIFO waits for the one who writes, as for the server of a network mount.
+    std::fs::remove_file(&file).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &file,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let not_waiting = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+    let _writer = loop {
+        // Fails until somebody reads.
+        match std::fs::OpenOptions::new().write(true).custom_flags(not_waiting).open(&file) {
+            Ok(writer) => break writer,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    sunk.send("lane", 1..=10);
+    let (outcomes, _) = sunk.outcomes(10).await;
+    assert!(outcomes.values().all(Result::is_ok), "{outcomes:?}");
+}
