@@ -75,7 +75,7 @@ status-page: build-needs ## the status page in a real Chromium, well and in four
 
 .PHONY: build-notice
 build-notice:
-	@[ -e target/debug/sipsim-relay ] || echo "The first build compiles all dependencies: about three minutes on two processors. Later builds take seconds." >&2
+	@[ -e target/debug/sipsim-relay ] || echo "The first build compiles all dependencies: about two minutes on two processors. Later builds take seconds." >&2
 
 .PHONY: build-needs
 build-needs:
