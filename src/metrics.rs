@@ -120,8 +120,10 @@ pub struct JournalMetrics {
     pub commit_duration: Histogram,
     /// Events in one commit.
     pub commit_events: Histogram,
-    /// 1: a corrupt or newer file was set aside at start.
+    /// 1: a corrupt or newer file, or the copy of one that was gone, lies beside the journal.
     pub set_aside: IntGauge,
+    /// 1: what is open is no longer what stands at `journal.path`; we answer 503 until a new one is begun.
+    pub gone: IntGauge,
 }
 
 /// The way out, per output.
@@ -397,7 +399,12 @@ impl JournalMetrics {
                 "Events that shared one commit.",
                 &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0],
             ),
-            set_aside: int_gauge(r, "journal_set_aside", "1 if a journal file that could not be read was set aside."),
+            set_aside: int_gauge(
+                r,
+                "journal_set_aside",
+                "1 while a journal that could not be read, or was saved after its file had gone, lies beside this one.",
+            ),
+            gone: int_gauge(r, "journal_gone", "1 while the journal's file is no longer at its path."),
         }
     }
 }

@@ -54,6 +54,10 @@ impl Health {
             journal::Health::Ready => None,
             journal::Health::Opening => Some("not open yet".into()),
             journal::Health::Full => Some("full: pending and parked events fill journal.size_max".into()),
+            journal::Health::LogFull => Some(
+                "its log fills journal.size_max, as another process has read it in one transaction for long".into(),
+            ),
+            journal::Health::Gone => Some("its file is no longer at its path: deleted, replaced or unmounted".into()),
             journal::Health::Failing(how) => Some(format!("the disk fails: {how}")),
         };
         [
@@ -101,6 +105,7 @@ mod tests {
         check(journal::Health::Ready, true, true, Err("running: "));
         check(journal::Health::Opening, true, false, Err("journal: not open"));
         check(journal::Health::Full, true, false, Err("journal: full"));
+        check(journal::Health::Gone, true, false, Err("journal: its file is no longer at its path"));
         check(journal::Health::Failing("no space".into()), true, true, Err("no space"));
     }
 

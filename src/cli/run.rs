@@ -294,7 +294,8 @@ impl Relay {
     }
 
     /// Ends in order: unready first, still accepting for `shutdown.delay`; then no new requests, those that were read are answered, and what is
-    /// pending is published for `shutdown.drain`. Takes their sum and 2 s at the most, whatever the broker does.
+    /// pending is published for `shutdown.drain`. Takes their sum and 2 s at the most, whatever the broker does; longer only to save a
+    /// journal that is gone from its path.
     pub async fn stop(mut self) {
         self.health.stopping(); // Load balancers look elsewhere first,
         self.ingress.close_after_answers(); // and are told so on each answer,
@@ -307,8 +308,17 @@ impl Relay {
             console.close();
         });
         let _ = tokio::time::timeout(drain + CLOSE_MAX / 2, published).await;
+        let writer = self.writer;
+        let mut closed = tokio::task::spawn_blocking(move || writer.stop());
+        let in_time = tokio::time::timeout(CLOSE_MAX / 2, &mut closed).await;
+        // What a journal holds that is gone from its path ends with this process, unless it can be saved.
+        if in_time.is_err() && self.journal.health() == journal::Health::Gone {
+            let _ = tokio::time::timeout(journal::SAVE_AT_THE_END_MAX, closed).await;
+        }
+        // What becomes of a journal that is gone from its path, its writer says.
+        let is_gone = self.journal.health() == journal::Health::Gone;
         for row in self.journal.outputs() {
-            if row.counts.pending + row.counts.parked > 0 {
+            if row.counts.pending + row.counts.parked > 0 && !is_gone {
                 info!(
                     output = row.name,
                     events.pending = row.counts.pending,
@@ -320,9 +330,6 @@ impl Relay {
                 );
             }
         }
-        let writer = self.writer;
-        let closed = tokio::task::spawn_blocking(move || writer.stop());
-        let _ = tokio::time::timeout(CLOSE_MAX / 2, closed).await;
         let _ = tokio::time::timeout(TASKS_MAX, self.tasks.shutdown()).await;
         info!("stopped");
     }

@@ -142,7 +142,13 @@ pub(super) fn read(
     let accounts = sections::accounts(&root.section("accounts"));
     let events = sections::events(&root.section("events"));
     let envelope = sections::envelope(&root.section("envelope"));
-    let journal = sections::journal(&root.section("journal"));
+    let mut journal = sections::journal(&root.section("journal"));
+    // Lock and log lie beside the file itself, where whoever opens it by its other name looks for them.
+    if journal.path.is_symlink()
+        && let Ok(path) = journal.path.canonicalize()
+    {
+        journal.path = path;
+    }
     let outputs = outputs::outputs(&root.section("outputs"), &instance, &events, &accounts);
     let section = root.section("admin");
     let admin = sections::admin(&section);

@@ -6,3 +6,6 @@ CREATE TABLE IF NOT EXISTS given_up (
   output INTEGER NOT NULL,
   PRIMARY KEY (sequence, output)
 ) STRICT, WITHOUT ROWID;
+
+-- Which parked events are due, in the order of that time.
+CREATE INDEX IF NOT EXISTS apart_parked ON apart (output, next_at, sequence) WHERE state = 'parked';

@@ -9,8 +9,9 @@
 //!
 //! SQLite before 3.51.3 could corrupt the file here (its "WAL-reset bug"); the bundled one is newer.
 
-use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,12 +42,20 @@ pub(super) struct Checkpoints {
     looked_at: Instant,
 }
 
+/// What the thread is asked to do.
+enum Work {
+    /// To move what can be moved.
+    Round,
+    /// To copy all that this journal holds beside it, and to say how that ended.
+    Save(PathBuf, Sender<Result<(), String>>),
+}
+
 /// What a round ended with. The thread holds it as long as it is at a round, so that nobody checkpoints between a fault and its being told.
 type Fault = Arc<Mutex<Option<rusqlite::Error>>>;
 
 struct Beside {
     /// Without room: it only ever wakes a thread that waits.
-    wake: SyncSender<()>,
+    wake: SyncSender<Work>,
     thread: JoinHandle<()>,
 }
 
@@ -96,6 +105,32 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// Moves all of the log into the file and syncs it, if no reader and no round is in the way. True if nothing is left.
+    ///
+    /// # Errors
+    /// As of [`Checkpoints::advance`].
+    pub fn finish(&mut self, writer: &Connection) -> rusqlite::Result<bool> {
+        self.looked_at = Instant::now().checked_sub(LOOK_EVERY).unwrap_or(self.looked_at);
+        self.advance(writer, false)?; // A fault of a round is told first.
+        move_all(writer)?;
+        Ok(log_and_moved(writer)?.is_some_and(|(log, moved)| log == moved))
+    }
+
+    /// Begins to copy all that the journal holds ([`file::begin_saving`]): beside the writer, and also when the journal has no name any more, since the
+    /// connection is open. Gives where to hear how that ended; `None` while a round or another copy is under way.
+    ///
+    /// # Errors
+    /// There is no thread that could.
+    pub fn save(&self, journal: &Path) -> Result<Option<Receiver<Result<(), String>>>, String> {
+        let (said, saved) = channel();
+        let beside = self.beside.as_ref().ok_or("the thread that copies is gone")?;
+        match beside.wake.try_send(Work::Save(journal.to_owned(), said)) {
+            Ok(()) => Ok(Some(saved)),
+            Err(TrySendError::Full(_)) => Ok(None),
+            Err(TrySendError::Disconnected(_)) => Err("the thread that copies is gone".to_owned()),
+        }
+    }
+
     /// Whether a round has failed and nobody was told.
     pub fn has_failed(&self) -> bool {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).is_some()
@@ -113,7 +148,7 @@ impl Checkpoints {
 impl Beside {
     /// False if there is no thread any more.
     fn wake(&self) -> bool {
-        !matches!(self.wake.try_send(()), Err(TrySendError::Disconnected(()))) // Full: it has not come to wait yet.
+        !matches!(self.wake.try_send(Work::Round), Err(TrySendError::Disconnected(_))) // Full: it has not come to wait yet.
     }
 }
 
@@ -125,14 +160,26 @@ fn start(journal: &Path, log_max: u64, fault: &Fault) -> Result<Beside, String> 
     thread.map(|thread| Beside { wake, thread }).map_err(|error| format!("no thread: {error}"))
 }
 
-fn run(db: &Connection, woken: &Receiver<()>, fault: &Mutex<Option<rusqlite::Error>>) {
-    for () in woken {
+fn run(db: &Connection, woken: &Receiver<Work>, fault: &Mutex<Option<rusqlite::Error>>) {
+    for work in woken {
+        if let Work::Save(journal, said) = work {
+            let _ = said.send(save(db, &journal)); // The journal may be back, and nobody wait any more.
+            continue;
+        }
         let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = move_all(db) {
             *fault = Some(error);
             return;
         }
     }
+}
+
+/// What is in the log is copied too, and what was deleted is not.
+fn save(db: &Connection, journal: &Path) -> Result<(), String> {
+    let to = file::begin_saving(journal).map_err(|error| error.to_string())?;
+    db.execute("VACUUM INTO ?", [to.to_str().ok_or("its path is not UTF-8")?]).map_err(|error| error.to_string())?;
+    let synced = File::open(&to).and_then(|copy| copy.sync_all());
+    synced.and_then(|()| file::finish_saving(journal)).map_err(|error| error.to_string())
 }
 
 /// Moves what can be moved, which is nothing while another moves.

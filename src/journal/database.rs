@@ -1,16 +1,19 @@
 //! The open file: one transaction for all that waits, and what of the file is kept in memory.
 
+use std::path::Path;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
 use super::checkpoint::Checkpoints;
-use super::retention::{Limits, Retention};
+use super::file::Files;
+use super::retention::{self, Limits, Retention};
 use super::room::Room;
 use super::seen::Seen;
 use super::writer::Group;
-use super::{Kept, Options, OutputRow, Receipt, Shared, file, ledger, orders, progress, row};
+use super::{Health, Kept, Options, OutputRow, Receipt, Shared, file, ledger, orders, progress, row};
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
 use crate::normalize::Event;
@@ -33,11 +36,24 @@ const REQUESTS_KEPT_LONGER: Duration = Duration::from_secs(60);
 const REQUESTS_PART: u64 = 10;
 const REQUEST_BYTES: u64 = 64;
 
+/// Brings a copy of the journal up to the present, while no event is taken in: what outputs did meanwhile, and orders. Events that are gone since may
+/// stay. The copy is another file than the one noted in `meta`.
+const COMPLETE: &str = "BEGIN IMMEDIATE;
+DELETE FROM copy.outputs; INSERT INTO copy.outputs SELECT * FROM main.outputs;
+DELETE FROM copy.spans; INSERT INTO copy.spans SELECT * FROM main.spans;
+DELETE FROM copy.apart; INSERT INTO copy.apart SELECT * FROM main.apart;
+DELETE FROM copy.given_up; INSERT INTO copy.given_up SELECT * FROM main.given_up;
+DELETE FROM copy.orders; INSERT INTO copy.orders SELECT * FROM main.orders;
+INSERT INTO copy.trail SELECT * FROM main.trail WHERE entry > (SELECT coalesce(max(entry), 0) FROM copy.trail);
+DELETE FROM copy.meta WHERE name = 'file';
+COMMIT";
+
 /// The open file, and what of it is kept in memory.
 pub(super) struct Database {
     db: Connection,
     checkpoints: Checkpoints,
-    id: Arc<str>,
+    pub id: Arc<str>,
+    pub files: Files,
     seen: Seen,
     retention: Retention,
     outputs: Vec<OutputRow>,
@@ -52,6 +68,8 @@ pub(super) struct Database {
     orders_at: Instant,
     /// An order is not at its end.
     order_open: bool,
+    /// A page of it cannot be read.
+    is_damaged: bool,
     pub housekeeping_due: bool,
 }
 
@@ -72,9 +90,11 @@ pub(super) struct Written {
 impl Database {
     pub fn load(
         db: Connection,
+        files: Files,
         options: &Options,
         shared: &Shared,
         sequence_min: u64,
+        is_damaged: bool,
         now: Timestamp,
     ) -> rusqlite::Result<Self> {
         let highest =
@@ -88,9 +108,7 @@ impl Database {
         ledger::configure(&db, &options.outputs, last, now)?;
         db.execute_batch("COMMIT")?;
         let outputs = ledger::read(&db)?;
-        let id: String = db.query_row("SELECT value FROM meta WHERE name = 'journal_id'", [], |row| row.get(0))?;
-        let id: Arc<str> = id.into();
-        *shared.id.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&id);
+        let id = Arc::clone(&shared.id.lock().unwrap_or_else(PoisonError::into_inner));
         let mut accounts = db.prepare("SELECT name, last_accepted_at FROM accounts")?;
         let mut rows = accounts.query([])?;
         while let Some(row) = rows.next()? {
@@ -113,6 +131,7 @@ impl Database {
             db,
             checkpoints,
             id,
+            files,
             seen: Seen::default(),
             retention: Retention::new(),
             outputs,
@@ -126,6 +145,7 @@ impl Database {
             accounts_dirty: Vec::new(),
             orders_at: long_ago,
             order_open: false,
+            is_damaged,
             housekeeping_due: true,
         };
         database.show(shared);
@@ -144,14 +164,23 @@ impl Database {
             return Ok(written);
         }
         let now = clock::now();
-        let order = self.next_order()?;
+        let mut order = self.next_order()?;
+        if let Some(order) = &mut order {
+            let rows = if group.appends.is_empty() { ORDER_ROWS_IDLE } else { ORDER_ROWS };
+            order.look(&self.db, &self.outputs, self.last, rows)?;
+        }
+        let limits = limits(group.appends.len(), options, &self.room, &self.outputs, self.last);
+        self.retention.look(&self.db, &limits, now)?;
         let imported = order.as_ref().map(orders::Waiting::events).unwrap_or_default();
         self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         self.append(group.appends.iter().map(|append| &*append.event).chain(&imported), options, &mut written, now)?;
         written.imported.extend(imported.into_iter().map(|event| (event.account, event.name)));
         for (progress, _) in &group.progress {
             // What an output did with the events of a file that was set aside meanwhile says nothing of this one's. One that was kept though its commit seemed to fail is not counted again.
-            let row = self.outputs.iter_mut().find(|row| row.number == progress.output && progress.journal == self.id);
+            let row = self
+                .outputs
+                .iter_mut()
+                .find(|row| row.number == progress.output && Arc::ptr_eq(&progress.journal, &self.id));
             written.known.push(row.is_some());
             if let Some(row) = row.filter(|row| row.progress < progress.number) {
                 progress::apply(&self.db, progress, row, &self.kept, now)?;
@@ -159,12 +188,11 @@ impl Database {
         }
         let ordered = order.is_some();
         if let Some(order) = order {
-            let rows = if group.appends.is_empty() { ORDER_ROWS_IDLE } else { ORDER_ROWS };
-            let step = orders::carry_out(&self.db, order, &mut self.outputs, self.last, rows, now)?;
+            let step = orders::carry_out(&self.db, order, &mut self.outputs, now)?;
             if step.forgotten.is_some() {
                 // Its cursor may have been all that remembered how far the numbers went.
                 self.floor = self.last;
-                save_floor(&self.db, self.floor)?;
+                file::save_floor(&self.db, self.floor)?;
             }
             self.order_open = true; // Or another one follows.
             written.order = Some(step);
@@ -236,7 +264,7 @@ impl Database {
         self.seen.save(&self.db, first)?;
         let discarded = written.discarded.len() as i64;
         if discarded > 0 {
-            save_floor(&self.db, self.floor)?;
+            file::save_floor(&self.db, self.floor)?;
         }
         for row in self.outputs.iter_mut().filter(|row| !row.removed) {
             row.counts.accepted += kept + discarded;
@@ -255,28 +283,17 @@ impl Database {
         started: (Instant, Timestamp),
         now: Timestamp,
     ) -> rusqlite::Result<()> {
-        let appends = group.appends.len();
-        let rows = match appends {
-            0 => RETENTION_ROWS_IDLE,
-            _ if self.room.urgent => RETENTION_ROWS_IDLE.max(appends * 2),
-            _ if self.room.pressure => RETENTION_ROWS.max(appends * 2),
-            _ => (appends * 2).clamp(RETENTION_ROWS_MIN, RETENTION_ROWS.max(appends + appends / 4)),
-        };
-        let limits = Limits {
-            retention: options.config.retention,
-            trail: options.config.trail,
-            size_max: options.config.size_max,
-            pressure: self.room.pressure,
-            rows,
-            outputs: &self.outputs,
-            last: self.last,
-        };
-        let step = self.retention.step(&self.db, &limits, now)?;
-        if step.floor > self.floor {
-            self.floor = step.floor;
-            save_floor(&self.db, step.floor)?;
+        let limits = limits(group.appends.len(), options, &self.room, &self.outputs, self.last);
+        let mut more = retention::trail(&self.db, &limits, now)?;
+        // Where a page is damaged they go behind this transaction.
+        if !self.is_damaged {
+            let step = self.retention.delete(&self.db)?;
+            if step.floor > self.floor {
+                self.floor = step.floor;
+                file::save_floor(&self.db, step.floor)?;
+            }
+            more |= step.more;
         }
-        let mut more = step.more;
         if self.room.pressure || self.expired_at.elapsed() >= Duration::from_secs(1) {
             // A clock that jumps ahead must not make us forget requests that may come again once it is set right, so time passes here at
             // most as fast as it really does.
@@ -302,6 +319,19 @@ impl Database {
         Ok(())
     }
 
+    /// Between two writes: deletes what is old where damaged pages may forbid it. After an error this value is no longer to be believed; what was
+    /// written before stands.
+    pub fn clean_carefully(&mut self) -> rusqlite::Result<()> {
+        if self.is_damaged {
+            let floor = self.floor;
+            let step =
+                self.retention.delete_carefully(&self.db, |deleted| file::save_floor(&self.db, deleted.max(floor)))?;
+            self.floor = floor.max(step.floor);
+            self.housekeeping_due |= step.more;
+        }
+        Ok(())
+    }
+
     /// How full the journal and its disk are, and whether events are taken.
     pub fn measure(&mut self, options: &Options, shared: &Shared) {
         if self.room.measure(&self.db, options, shared) {
@@ -312,7 +342,47 @@ impl Database {
     /// To be called between two writes; `is_idle`: the last one had nothing to write. After an error this value is no longer to be believed; what was
     /// written before stands.
     pub fn checkpoint(&mut self, is_idle: bool) -> rusqlite::Result<()> {
+        // A log that filled the journal keeps its length until something is written behind its last checkpoint, and nothing is taken that would be.
+        let log_is_full = matches!(self.room.closed, Some((_, Health::LogFull)));
+        if log_is_full && is_idle && self.checkpoints.finish(&self.db)? {
+            return file::probe(&self.db);
+        }
         self.checkpoints.advance(&self.db, is_idle)
+    }
+
+    /// Moves all of the log into the file, and says whether nothing of it is left.
+    pub fn finish_log(&mut self) -> rusqlite::Result<bool> {
+        self.checkpoints.finish(&self.db)
+    }
+
+    /// Begins a copy; see [`Checkpoints::save`].
+    pub fn save(&self, journal: &Path) -> Result<Option<Receiver<Result<(), String>>>, String> {
+        self.checkpoints.save(journal)
+    }
+
+    /// Brings the copy up to the present.
+    pub fn complete(&self, copy: &Path) -> rusqlite::Result<()> {
+        self.db.execute("ATTACH ? AS copy", [copy.to_str()])?;
+        let completed = self.db.execute_batch(COMPLETE).inspect_err(|_| self.roll_back());
+        self.db.execute_batch("DETACH copy")?;
+        completed
+    }
+
+    /// Undoes what a failed transaction left.
+    pub fn roll_back(&self) {
+        let _ = self.db.execute_batch("ROLLBACK"); // The error that counts is known, and it may have done so itself.
+    }
+
+    /// Bytes of what is live in it.
+    pub fn bytes(&self) -> rusqlite::Result<u64> {
+        let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        Ok(((pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?).max(0) as u64)
+    }
+
+    /// Events that some output has neither published nor given up: pending and parked ones.
+    pub fn owed(&self) -> (i64, i64) {
+        let counts = || self.outputs.iter().map(|row| row.counts);
+        (counts().map(|counts| counts.pending).sum(), counts().map(|counts| counts.parked).sum())
     }
 
     /// Closes it, and spares the next start the recovery of the log; nothing depends on that. False if a fault came to light that nobody was told of.
@@ -327,14 +397,27 @@ impl Database {
     }
 }
 
+fn limits<'a>(appends: usize, options: &Options, room: &Room, outputs: &'a [OutputRow], last: u64) -> Limits<'a> {
+    let rows = match appends {
+        0 => RETENTION_ROWS_IDLE,
+        _ if room.urgent => RETENTION_ROWS_IDLE.max(appends * 2),
+        _ if room.pressure => RETENTION_ROWS.max(appends * 2),
+        _ => (appends * 2).clamp(RETENTION_ROWS_MIN, RETENTION_ROWS.max(appends + appends / 4)),
+    };
+    Limits {
+        retention: options.config.retention,
+        trail: options.config.trail,
+        size_max: options.config.size_max,
+        pressure: room.pressure,
+        rows,
+        outputs,
+        last,
+    }
+}
+
 /// How many requests are remembered even when room is short.
 fn requests_kept(options: &Options) -> u64 {
     options.config.size_max / REQUESTS_PART / REQUEST_BYTES
-}
-
-fn save_floor(db: &Connection, floor: u64) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE meta SET value = ? WHERE name = 'sequence_floor'")?.execute([floor.to_string()])?;
-    Ok(())
 }
 
 /// Of an event that configuration discards only the trail is kept.

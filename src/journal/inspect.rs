@@ -2,12 +2,15 @@
 //!
 //! Nothing here reads an event's content; that is [`super::Reader`]'s, behind its CRC.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use rustix::fs::{FlockOperation, flock};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
+use super::fetch::{self, HEADS, TIMES};
+pub use super::file::{is_held, is_opened_anew};
 use super::{OutputRow, file, ledger};
 use crate::clock::Timestamp;
 
@@ -23,9 +26,8 @@ pub struct Inspector {
     has_given_up: bool,
 }
 
-/// After so many numbers that cannot be read, none of them between two that can, the file is taken to end: ten times what an inner page of
-/// the table leads to. Some seconds.
-const UNREADABLE_IN_A_ROW_MAX: u64 = 100_000;
+/// How often a long read looks whether a relay runs by now.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Bytes, as the metrics of the same names have them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,16 +57,6 @@ pub struct Head {
     pub id: [u8; 16],
     pub name: String,
     pub subject: Option<String>,
-}
-
-/// What [`Inspector::heads_that_can_be_read`] found.
-#[derive(Debug, Default)]
-pub struct Saved {
-    pub heads: Vec<Head>,
-    /// The numbers of events on pages that cannot be read; at the file's end only the first of them, as the others are not known.
-    pub unreadable: Vec<u64>,
-    /// Go on behind this one; `None` at the end.
-    pub looked_through: Option<u64>,
 }
 
 /// A row of `apart`: held, parked, or waiting to be sent again.
@@ -105,12 +97,6 @@ pub struct TrailEntry {
     pub partition: Option<i32>,
     pub offset: Option<i64>,
     pub reason: Option<String>,
-}
-
-/// Whether a relay (or `drain`) holds this journal now. The lock is tried and given back at once.
-pub fn is_held(journal: &Path) -> bool {
-    let Ok(lock) = File::open(journal.with_extension("lock")) else { return false };
-    matches!(flock(&lock, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
 }
 
 /// The file's content is wrong there, and no waiting mends it.
@@ -198,60 +184,21 @@ impl Inspector {
         let first = number("SELECT min(entry) FROM trail")?;
         let last = number("SELECT max(entry) FROM trail")?;
         Ok(Extent {
-            oldest: number("SELECT min(sequence) FROM events")?.map(|n| n as u64),
-            newest: number("SELECT max(sequence) FROM events")?.map(|n| n as u64),
+            oldest: TIMES.between(&self.db, 0, self.newest()?, 1, usize::MAX)?.first().map(|(oldest, _)| *oldest),
+            newest: fetch::newest(&self.db)?,
             trail_rows: first.zip(last).map_or(0, |(first, last)| (last - first + 1) as u64),
         })
     }
 
-    /// Up to `limit` events behind `after` and up to `through`, in order.
-    pub fn heads(&self, after: u64, through: u64, limit: usize) -> rusqlite::Result<Vec<Head>> {
-        let mut select = self.db.prepare_cached(
-            "SELECT sequence, received_at, account, id, name, subject FROM events WHERE sequence > ? AND sequence <= ? \
-             ORDER BY sequence LIMIT ?",
-        )?;
-        let rows = select.query_map(params![after as i64, number(through), limit], |row| head(row, 0))?;
-        rows.collect()
+    /// Up to `limit` events behind `after` and up to `through`, in order, each with what could be read of it. `through` must be a number that was given:
+    /// [`Inspector::newest`].
+    pub fn heads(&self, after: u64, through: u64, limit: usize) -> rusqlite::Result<Vec<(u64, Option<Head>)>> {
+        HEADS.between(&self.db, after, through, limit, usize::MAX)
     }
 
-    /// As [`Inspector::heads`], also of a damaged file: what lies on a page that SQLite cannot read is left out and named.
-    pub fn heads_that_can_be_read(&self, after: u64, limit: usize) -> rusqlite::Result<Saved> {
-        match self.heads(after, u64::MAX, limit) {
-            Ok(heads) => {
-                let looked_through = heads.last().map(|head| head.sequence);
-                Ok(Saved { heads, looked_through, ..Saved::default() })
-            }
-            Err(error) if is_damaged(&error) => self.heads_one_by_one(after, limit),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn heads_one_by_one(&self, after: u64, limit: usize) -> rusqlite::Result<Saved> {
-        let newest = match self.extent() {
-            Ok(extent) => extent.newest,
-            Err(error) if is_damaged(&error) => None,
-            Err(error) => return Err(error),
-        };
-        let mut saved = Saved::default();
-        // Where the last page is among the damaged nobody knows what the newest is.
-        let end = newest.unwrap_or(after + UNREADABLE_IN_A_ROW_MAX);
-        for sequence in after + 1..=end {
-            match self.heads(sequence - 1, sequence, 1) {
-                Ok(heads) => saved.heads.extend(heads),
-                Err(error) if is_damaged(&error) => saved.unreadable.push(sequence),
-                Err(error) => return Err(error),
-            }
-            saved.looked_through = Some(sequence);
-            if saved.heads.len() == limit {
-                break;
-            }
-        }
-        if newest.is_none() && saved.heads.is_empty() {
-            // Most of these numbers were never given to an event.
-            saved.unreadable.truncate(1);
-            saved.looked_through = None;
-        }
-        Ok(saved)
+    /// The number of the newest event; 0 if there is none. Where its page cannot be read, the highest that it can have.
+    pub fn newest(&self) -> rusqlite::Result<u64> {
+        Ok(fetch::newest(&self.db)?.unwrap_or(0))
     }
 
     /// What stands apart of the events behind `after` and up to `through`.
@@ -327,8 +274,32 @@ impl Inspector {
         Ok(low)
     }
 
-    /// Up to `limit` entries of the trail from this one on.
-    pub fn trail(&self, from: i64, limit: usize) -> rusqlite::Result<Vec<TrailEntry>> {
+    /// Up to `limit` entries of the trail from this one on; false: what cannot be read between them is left out.
+    pub fn trail(&self, from: i64, limit: usize) -> rusqlite::Result<(Vec<TrailEntry>, bool)> {
+        let (mut position, mut is_whole) = (from, true);
+        loop {
+            match self.trail_at_once(position, limit) {
+                Err(error) if is_damaged(&error) && limit > 1 => {
+                    // Short steps come close to the page, and the last one over it.
+                    let short = self.trail(position, limit / 4)?;
+                    return Ok((short.0, short.1 && is_whole));
+                }
+                Err(error) if is_damaged(&error) => {}
+                entries => return Ok((entries?, is_whole)),
+            }
+            let end = self.db.query_row("SELECT max(entry) FROM trail", [], |row| row.get::<_, Option<i64>>(0));
+            let end = match end {
+                Err(error) if is_damaged(&error) => return Ok((Vec::new(), false)),
+                end => end?.unwrap_or(0),
+            };
+            let mut one = self.db.prepare_cached("SELECT at FROM trail WHERE entry = ?")?;
+            let before = (position - 1).max(0) as u64;
+            let damaged = fetch::damaged(before, end as u64, |entry| one.query([entry])?.next().map(|_| ()))?;
+            (position, is_whole) = (damaged as i64 + 1, false);
+        }
+    }
+
+    fn trail_at_once(&self, from: i64, limit: usize) -> rusqlite::Result<Vec<TrailEntry>> {
         let mut select = self.db.prepare_cached(
             "SELECT sequence, received_at, account, id, name, subject, entry, at, output, state, kept_at, lane, \"partition\", \
              \"offset\", reason FROM trail WHERE entry >= ? ORDER BY entry LIMIT ?",
@@ -362,11 +333,31 @@ impl Inspector {
             .map(|n| n as u64)
     }
 
-    /// What SQLite finds wrong with the file as a whole, at most 20 lines; empty if nothing. One long read: not beside a relay.
-    pub fn check_file(&self) -> rusqlite::Result<Vec<String>> {
-        let mut check = self.db.prepare("PRAGMA integrity_check(20)")?;
-        let lines: Vec<String> = check.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    /// What SQLite finds wrong with the file as a whole, at most 20 lines; empty if nothing. One long read, during which the log of a relay would grow:
+    /// `None` if one began to run meanwhile.
+    pub fn check_file(&self) -> rusqlite::Result<Option<Vec<String>>> {
+        let (interrupt, path, (done, is_done)) = (self.db.get_interrupt_handle(), &self.path, channel::<()>());
+        let lines = thread::scope(|scope| {
+            scope.spawn(move || {
+                while is_done.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                    if is_held(path) {
+                        interrupt.interrupt();
+                    }
+                }
+            });
+            let lines = || -> rusqlite::Result<Vec<String>> {
+                let mut check = self.db.prepare("PRAGMA integrity_check(20)")?;
+                check.query_map([], |row| row.get(0))?.collect()
+            };
+            let lines = lines();
+            drop(done);
+            lines
+        });
+        match lines {
+            Ok(lines) => Ok(Some(lines.into_iter().filter(|line| line != "ok").collect())),
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Span {
 
 impl OutputRow {
     /// What it owes behind its cursor.
-    fn owed(&self) -> impl Iterator<Item = Span> {
+    pub(super) fn owed(&self) -> impl Iterator<Item = Span> {
         let behind = |span: &Span| Span { after: span.after.max(self.cursor), through: span.through };
         self.spans.iter().map(behind).filter(|span| span.through.is_none_or(|through| span.after < through))
     }

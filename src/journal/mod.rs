@@ -22,9 +22,11 @@ use crate::normalize::{Event, EventId};
 pub mod export;
 mod checkpoint;
 mod database;
+mod fetch;
 mod file;
 pub mod inspect;
 mod ledger;
+mod mend;
 pub mod orders;
 mod pressure;
 mod progress;
@@ -43,11 +45,13 @@ pub(crate) use file::misplaced;
 pub use ledger::{Counts, OutputRow, Span};
 pub use pressure::Felt;
 use pressure::Pressure;
-pub use progress::{About, Apart, Outcome, Progress, Settlement};
+pub use progress::{About, Apart, NEVER, Outcome, Progress, Settlement};
 use reader::Readers;
-pub use reader::{ApartRow, Reader};
+pub use reader::{Due, Parked, Reader};
 pub use row::Read;
 
+/// How long the end waits for a copy of a journal that is gone from its path, if nobody ends the process before.
+pub const SAVE_AT_THE_END_MAX: Duration = Duration::from_secs(10);
 /// Appends that wait for the writer, at the most. One group takes at most 512 of them, so this is eight commits ahead: far less than the
 /// deadline on any disk that works.
 const APPENDS_WAITING_MAX: usize = 4096;
@@ -94,6 +98,10 @@ pub enum Health {
     Opening,
     /// Pending and parked events fill it.
     Full,
+    /// Its log fills it, since another process has read it in one transaction for long.
+    LogFull,
+    /// Its file, or its log, is no longer at its path.
+    Gone,
     /// The disk fails; the text says how.
     Failing(String),
 }
@@ -259,7 +267,8 @@ impl Journal {
     /// Tells what a reader met in the journal of this id. If that can never be read, the writer sets the file aside, and events are accepted into a
     /// new one: else they would be taken in, and none would ever leave.
     pub fn unreadable(&self, id: &Arc<str>, error: &rusqlite::Error) {
-        if file::is_not_as_written(error) {
+        // A row that is gone may have gone since the reader knew of it.
+        if file::is_not_as_written(error) && *error != rusqlite::Error::QueryReturnedNoRows {
             let _ = self.queue.send(Message::Corrupt(Arc::clone(id), error.to_string())); // Without a writer nothing is written either.
         }
     }

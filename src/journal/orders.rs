@@ -7,7 +7,8 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
-use super::inspect::{Head, head};
+use super::fetch::{Found, HEADS};
+use super::inspect::Head;
 use super::selection::{Selection, State};
 use super::{OutputRow, export, file};
 use crate::clock::Timestamp;
@@ -16,7 +17,10 @@ use crate::normalize::Event;
 /// Orders that are done stay this many orders long, for whoever waits for their result.
 const DONE_KEPT: i64 = 1_000;
 
-/// What can be ordered. Their names are those of the commands.
+/// Carried out at the start alone: what is in flight has the id of the journal that it was read from.
+const NEW_ID: &str = "new-id";
+
+/// What can be ordered of a relay at work. Their names are those of the commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Published events are sent again to one output.
@@ -90,7 +94,7 @@ pub fn give(
     now: Timestamp,
 ) -> Result<i64, String> {
     let selection = serde_json::to_string(selection).map_err(|error| error.to_string())?;
-    insert(journal, command, output, &selection, now)
+    record(journal, command.as_str(), output, &selection, now)
 }
 
 /// The same for events to be imported, given as lines of [`export`].
@@ -98,21 +102,15 @@ pub fn give(
 /// # Errors
 /// As of [`give`].
 pub fn give_import(journal: &Path, lines: &[String], now: Timestamp) -> Result<i64, String> {
-    insert(journal, Command::Import, None, &lines.join("\n"), now)
+    record(journal, Command::Import.as_str(), None, &lines.join("\n"), now)
 }
 
-fn insert(
-    journal: &Path,
-    command: Command,
-    output: Option<&str>,
-    selection: &str,
-    now: Timestamp,
-) -> Result<i64, String> {
+fn record(journal: &Path, command: &str, output: Option<&str>, selection: &str, now: Timestamp) -> Result<i64, String> {
     let say = |error: rusqlite::Error| format!("{}: the order cannot be written: {error}", journal.display());
     let db = file::open_beside(journal).map_err(say)?;
     db.execute(
         "INSERT INTO orders (given_at, command, output, selection) VALUES (?, ?, ?, ?)",
-        params![now.as_micros(), command.as_str(), output, selection],
+        params![now.as_micros(), command, output, selection],
     )
     .map_err(say)?;
     Ok(db.last_insert_rowid())
@@ -136,6 +134,18 @@ pub(super) struct Waiting {
     output: Option<String>,
     selection: String,
     progress: Progress,
+    looked: Looked,
+}
+
+/// What a step works on, read before its transaction: in one that met a damaged page SQLite writes nothing more.
+#[derive(Default)]
+struct Looked {
+    /// Events behind the first of these, up to the second.
+    span: (u64, u64),
+    /// That was all of this pass.
+    is_end: bool,
+    apart: Vec<Apart>,
+    heads: Vec<Found<Head>>,
 }
 
 /// What one step did, for those that have things in memory.
@@ -149,11 +159,30 @@ pub(super) struct Step {
     pub finished: Option<(String, Progress)>,
 }
 
+/// Leaves the order that the next start goes on with another id; its number.
+///
+/// # Errors
+/// As of [`give`].
+pub fn give_new_id(journal: &Path, now: Timestamp) -> Result<i64, String> {
+    record(journal, NEW_ID, None, "{}", now)
+}
+
+/// The last order of that kind that is not carried out.
+pub(super) fn next_new_id(db: &Connection) -> rusqlite::Result<Option<i64>> {
+    db.query_row("SELECT max(number) FROM orders WHERE command = ? AND done_at IS NULL", [NEW_ID], |row| row.get(0))
+}
+
+/// It is carried out, and so are those before it.
+pub(super) fn new_id_done(db: &Connection, number: i64, now: Timestamp) -> rusqlite::Result<()> {
+    let sql = "UPDATE orders SET done_at = ? WHERE command = ? AND done_at IS NULL AND number <= ?";
+    db.execute(sql, params![now.as_micros(), NEW_ID, number]).map(drop)
+}
+
 /// The next order. While the journal takes no events none of those that bring some, so that one behind it can make room.
 pub(super) fn next(db: &Connection, takes_events: bool) -> rusqlite::Result<Option<Waiting>> {
     let mut select = db.prepare_cached(
-        "SELECT number, command, output, selection, result FROM orders WHERE done_at IS NULL AND (? OR command <> 'import') \
-         ORDER BY number LIMIT 1",
+        "SELECT number, command, output, selection, result FROM orders \
+         WHERE done_at IS NULL AND (? OR command <> 'import') AND command <> 'new-id' ORDER BY number LIMIT 1",
     )?;
     select
         .query_row([takes_events], |row| {
@@ -164,6 +193,7 @@ pub(super) fn next(db: &Connection, takes_events: bool) -> rusqlite::Result<Opti
                 output: row.get(2)?,
                 selection: row.get(3)?,
                 progress: parse(row.get(4)?),
+                looked: Looked::default(),
             })
         })
         .optional()
@@ -178,15 +208,58 @@ impl Waiting {
         // The command that left the order has read each line in the same way, unless it was another version's.
         self.selection.lines().filter_map(|line| export::read(line).ok()).collect()
     }
+
+    /// Looks at the next events, at most so many, for the step that follows. `last` is the last sequence given.
+    pub fn look(&mut self, db: &Connection, outputs: &[OutputRow], last: u64, rows: usize) -> rusqlite::Result<()> {
+        let row = outputs.iter().find(|row| Some(&row.name) == self.output.as_ref());
+        let (Some(row), Ok(selection)) = (row, serde_json::from_str::<Selection>(&self.selection)) else {
+            return Ok(());
+        };
+        let after = self.progress.position.max(selection.after.unwrap_or(0));
+        let through = selection.through.unwrap_or(last).min(last);
+        if self.command != Some(Command::Replay) && !self.progress.second_pass {
+            let apart = apart(db, row.number, after, through, rows)?;
+            let is_end = apart.len() < rows;
+            let through = apart.last().filter(|_| !is_end).map_or(through, |last| last.sequence);
+            let heads = HEADS.of(db, apart.iter().map(|apart| apart.sequence), usize::MAX)?;
+            self.looked = Looked { span: (after, through), is_end, apart, heads };
+            return Ok(());
+        }
+        // Published ones, or the next stretch of those that wait behind the cursor.
+        let (after, end) = match self.command {
+            Some(Command::Replay) => (after, through.min(row.cursor)),
+            _ => row.owed_after(after.max(row.cursor)).unwrap_or((through, through)),
+        };
+        let heads = HEADS.between(db, after, end.min(through), rows, usize::MAX)?;
+        let is_whole = heads.len() < rows;
+        let is_end = is_whole && (end >= through || self.command == Some(Command::Replay));
+        let through = heads.last().filter(|_| !is_whole).map_or(end.min(through), |(last, _)| *last);
+        self.looked = Looked { span: (after, through), is_end, apart: Vec::new(), heads };
+        Ok(())
+    }
 }
 
-/// One step of an order, looking at about `rows` events, in the transaction under way. `last` is the last sequence given.
+/// The next held and parked rows of an output.
+fn apart(db: &Connection, output: u32, after: u64, through: u64, rows: usize) -> rusqlite::Result<Vec<Apart>> {
+    let mut select = db.prepare_cached(
+        "SELECT sequence, state, lane FROM apart INDEXED BY apart_by_sequence \
+         WHERE sequence > ? AND sequence <= ? AND output = ? AND state <> 'replay' ORDER BY sequence LIMIT ?",
+    )?;
+    let rows = select.query_map(params![after as i64, through as i64, output, rows], |row| {
+        Ok(Apart {
+            sequence: row.get::<_, i64>(0)? as u64,
+            state: if row.get_ref(1)?.as_str()? == "parked" { State::Parked } else { State::Held },
+            lane: row.get(2)?,
+        })
+    })?;
+    rows.collect()
+}
+
+/// One step of an order, in the transaction under way.
 pub(super) fn carry_out(
     db: &Connection,
     order: Waiting,
     outputs: &mut Vec<OutputRow>,
-    last: u64,
-    rows: usize,
     now: Timestamp,
 ) -> rusqlite::Result<Step> {
     let mut step = Step::default();
@@ -211,8 +284,8 @@ pub(super) fn carry_out(
                     "the output is configured; take it out of the configuration and restart the relay first",
                 ),
                 (Some(row), Ok(selection)) => {
-                    let mut work = Work { db, command, row, selection, now, rows, given_up: &mut step.given_up };
-                    work.step(&mut progress, last)?
+                    let mut work = Work { db, command, row, selection, now, given_up: &mut step.given_up };
+                    work.step(&mut progress, &order.looked)?
                 }
             }
         }
@@ -246,7 +319,6 @@ struct Work<'a> {
     row: &'a mut OutputRow,
     selection: Selection,
     now: Timestamp,
-    rows: usize,
     given_up: &'a mut Vec<(u32, u64)>,
 }
 
@@ -255,142 +327,96 @@ struct Apart {
     sequence: u64,
     state: State,
     lane: String,
-    corrupt: bool,
 }
 
 impl Work<'_> {
     /// True when all is done.
-    fn step(&mut self, progress: &mut Progress, last: u64) -> rusqlite::Result<bool> {
-        let through = self.selection.through.unwrap_or(last);
-        if progress.position == 0 {
-            progress.position = self.selection.after.unwrap_or(0);
+    fn step(&mut self, progress: &mut Progress, looked: &Looked) -> rusqlite::Result<bool> {
+        progress.position = looked.span.1;
+        if self.command == Command::Replay {
+            progress.events += self.replay(&looked.heads)?;
+            return Ok(looked.is_end);
         }
-        if self.command != Command::Replay && !progress.second_pass {
-            let rows = self.apart(progress.position, through)?;
-            for row in &rows {
-                progress.position = row.sequence;
-                progress.events += u64::from(self.take_apart(row)?);
-            }
-            if rows.len() == self.rows {
-                return Ok(false);
-            }
-            (progress.second_pass, progress.position) = (true, self.selection.after.unwrap_or(0));
-            return Ok(self.command == Command::Requeue);
+        if progress.second_pass {
+            progress.events += self.give_up_pending(looked)?;
+            return Ok(looked.is_end);
         }
-        match self.command {
-            Command::Replay => self.replay(progress, through.min(self.row.cursor)),
-            _ => self.give_up_pending(progress, through),
+        for (apart, (_, head)) in looked.apart.iter().zip(&looked.heads) {
+            progress.events += u64::from(self.take_apart(apart, head.as_ref())?);
         }
+        if looked.is_end {
+            (progress.second_pass, progress.position) = (true, 0);
+        }
+        Ok(looked.is_end && self.command == Command::Requeue)
     }
 
-    /// The next held and parked rows of the output.
-    fn apart(&self, after: u64, through: u64) -> rusqlite::Result<Vec<Apart>> {
-        let mut select = self.db.prepare_cached(
-            "SELECT sequence, state, lane, reason FROM apart INDEXED BY apart_by_sequence \
-             WHERE sequence > ? AND sequence <= ? AND output = ? AND state <> 'replay' ORDER BY sequence LIMIT ?",
-        )?;
-        let rows = select.query_map(params![after as i64, through as i64, self.row.number, self.rows], |row| {
-            Ok(Apart {
-                sequence: row.get::<_, i64>(0)? as u64,
-                state: if row.get_ref(1)?.as_str()? == "parked" { State::Parked } else { State::Held },
-                lane: row.get(2)?,
-                corrupt: row.get_ref(3)?.as_str_or_null()? == Some("corrupt"),
-            })
-        })?;
-        rows.collect()
-    }
-
-    fn head(&self, sequence: u64) -> rusqlite::Result<Option<Head>> {
-        let mut select = self.db.prepare_cached(
-            "SELECT sequence, received_at, account, id, name, subject FROM events WHERE sequence = ?",
-        )?;
-        select.query_row([sequence as i64], |row| head(row, 0)).optional()
+    /// One that cannot be read is meant where nothing is asked of what it was.
+    fn means(&self, head: Option<&Head>) -> bool {
+        head.map_or(self.selection.takes_unread(), |head| self.selection.takes(head))
     }
 
     /// True if this row is meant, and was changed.
-    fn take_apart(&mut self, apart: &Apart) -> rusqlite::Result<bool> {
-        let head = self.head(apart.sequence)?;
-        let meant = match &head {
-            Some(head) => self.selection.takes(head),
-            None => self.command == Command::Forget, // Nobody can say what it was.
-        };
-        if !meant || !self.command.takes(apart.state) || !self.selection.takes_state(apart.state) {
+    fn take_apart(&mut self, apart: &Apart, head: Option<&Head>) -> rusqlite::Result<bool> {
+        if !self.means(head) || !self.command.takes(apart.state) || !self.selection.takes_state(apart.state) {
             return Ok(false);
         }
         let key = params![self.row.number, apart.state.as_str(), apart.lane, apart.sequence as i64];
         const KEY: &str = "output = ?1 AND state = ?2 AND lane = ?3 AND sequence = ?4";
+        // No row is left where the output settled it since it was looked at.
         if self.command == Command::Requeue {
-            if apart.corrupt {
-                return Ok(false); // It will not heal.
-            }
-            self.db.prepare_cached(&format!("UPDATE apart SET next_at = 0 WHERE {KEY}"))?.execute(key)?;
-            return Ok(true);
+            // A corrupt one will not heal. Asked here: the output may have found that out since the row was looked at.
+            let sql = format!("UPDATE apart SET next_at = 0 WHERE {KEY} AND reason IS NOT 'corrupt'");
+            return Ok(self.db.prepare_cached(&sql)?.execute(key)? > 0);
         }
-        self.db.prepare_cached(&format!("DELETE FROM apart WHERE {KEY}"))?.execute(key)?;
+        if self.db.prepare_cached(&format!("DELETE FROM apart WHERE {KEY}"))?.execute(key)? == 0 {
+            return Ok(false);
+        }
         *(if apart.state == State::Parked { &mut self.row.counts.parked } else { &mut self.row.counts.pending }) -= 1;
-        self.give_up(apart.sequence, head.as_ref(), &apart.lane)?;
+        self.give_up(apart.sequence, head, &apart.lane)?;
         Ok(true)
     }
 
-    /// What waits behind the cursor. Where nothing is left to wait for, the cursor follows.
-    fn give_up_pending(&mut self, progress: &mut Progress, through: u64) -> rusqlite::Result<bool> {
-        let from = progress.position.max(self.row.cursor);
-        let Some((after, span_through)) = self.row.owed_after(from) else { return Ok(true) };
-        if after >= through {
-            return Ok(true);
-        }
-        let heads = self.heads(after, through.min(span_through))?;
-        let mut whole = self.row.owed_after(self.row.cursor).is_none_or(|(cursor, _)| cursor == after);
-        for head in &heads {
-            progress.position = head.sequence;
-            let (apart, given_up) = self.stands(head.sequence)?;
-            if !apart && !given_up {
-                if self.selection.takes(head) && self.selection.takes_state(State::Pending) {
+    /// What waits behind the cursor: how many. Where nothing is left to wait for, the cursor follows.
+    fn give_up_pending(&mut self, looked: &Looked) -> rusqlite::Result<u64> {
+        let mut count = 0;
+        let mut whole = self.row.owed_after(self.row.cursor).is_none_or(|(next, _)| next >= looked.span.0);
+        for (sequence, head) in &looked.heads {
+            // The output may have come past it since it was looked at.
+            let (apart, given_up) = self.stands(*sequence)?;
+            if *sequence > self.row.cursor && !apart && !given_up {
+                if self.means(head.as_ref()) && self.selection.takes_state(State::Pending) {
                     self.row.counts.pending -= 1;
-                    self.give_up(head.sequence, Some(head), "")?;
-                    progress.events += 1;
+                    self.give_up(*sequence, head.as_ref(), "")?;
+                    count += 1;
                 } else {
                     whole = false;
                 }
             }
             if whole {
-                self.row.cursor = self.row.cursor.max(head.sequence);
+                self.row.cursor = self.row.cursor.max(*sequence);
             }
         }
-        if heads.len() < self.rows {
-            progress.position = through.min(span_through);
-        }
-        Ok(progress.position >= through)
+        Ok(count)
     }
 
-    /// Published events that still have their content get a row by which the output finds them.
-    fn replay(&mut self, progress: &mut Progress, through: u64) -> rusqlite::Result<bool> {
-        let heads = self.heads(progress.position, through)?;
-        for head in &heads {
-            progress.position = head.sequence;
-            let owed = |span: &super::Span| {
-                span.after < head.sequence && span.through.is_none_or(|through| head.sequence <= through)
-            };
-            let (apart, given_up) = self.stands(head.sequence)?;
+    /// Published events that still have their content get a row by which the output finds them: how many.
+    fn replay(&mut self, heads: &[Found<Head>]) -> rusqlite::Result<u64> {
+        let mut count = 0;
+        for (sequence, head) in heads {
+            let Some(head) = head else { continue };
+            let owed =
+                |span: &super::Span| span.after < *sequence && span.through.is_none_or(|through| *sequence <= through);
+            let (apart, given_up) = self.stands(*sequence)?;
             if apart || given_up || !self.row.spans.iter().any(owed) || !self.selection.takes(head) {
                 continue;
             }
             let mut insert = self.db.prepare_cached(
                 "INSERT OR IGNORE INTO apart (output, state, lane, sequence, since) VALUES (?, 'replay', '', ?, ?)",
             )?;
-            insert.execute(params![self.row.number, head.sequence as i64, self.now.as_micros()])?;
-            progress.events += 1;
+            insert.execute(params![self.row.number, *sequence as i64, self.now.as_micros()])?;
+            count += 1;
         }
-        Ok(heads.len() < self.rows)
-    }
-
-    fn heads(&self, after: u64, through: u64) -> rusqlite::Result<Vec<Head>> {
-        let mut select = self.db.prepare_cached(
-            "SELECT sequence, received_at, account, id, name, subject FROM events WHERE sequence > ? AND sequence <= ? \
-             ORDER BY sequence LIMIT ?",
-        )?;
-        let through = i64::try_from(through).unwrap_or(i64::MAX);
-        select.query_map(params![after as i64, through, self.rows], |row| head(row, 0))?.collect()
+        Ok(count)
     }
 
     /// Whether an event is held or parked here, and whether it was given up.

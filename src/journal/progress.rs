@@ -25,13 +25,16 @@ pub struct Progress {
     pub settled: Vec<Settlement>,
     /// Pending events that get a row of their own, so that the cursor can pass them.
     pub held: Vec<Apart>,
-    /// Parked events that failed again: when to try next.
+    /// Parked events that failed again: when to try next, and the reason if that is another one now.
     pub retried: Vec<Apart>,
     /// Held rows whose topic has another name now: sequence and new lane.
     pub renamed: Vec<(u64, String)>,
     /// By which routes the lanes are named now, if that changed.
     pub routes: Option<String>,
 }
+
+/// When an event is tried again whose content is corrupt: it will not heal.
+pub const NEVER: Timestamp = Timestamp::from_micros(i64::MAX);
 
 /// One event that stands apart from the cursor.
 #[derive(Clone, Debug)]
@@ -143,10 +146,12 @@ pub(super) fn apply(
         trail(&mut insert, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
-        "UPDATE apart INDEXED BY apart_by_sequence SET attempts = ?, next_at = ? WHERE output = ? AND sequence = ? AND state = 'parked'",
+        "UPDATE apart INDEXED BY apart_by_sequence SET attempts = ?, next_at = ?, reason = ifnull(?, reason) \
+         WHERE output = ? AND sequence = ? AND state = 'parked'",
     )?;
     for apart in &progress.retried {
-        retry.execute(params![apart.attempts, apart.next_at.as_micros(), progress.output, apart.sequence as i64])?;
+        let next_at = apart.next_at.as_micros();
+        retry.execute(params![apart.attempts, next_at, apart.reason, progress.output, apart.sequence as i64])?;
     }
     let mut rename = db.prepare_cached(
         "UPDATE apart INDEXED BY apart_by_sequence SET lane = ? WHERE output = ? AND sequence = ? AND state = 'held'",

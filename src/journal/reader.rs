@@ -2,12 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, params};
 
-use super::row::{self, Read};
-use super::{file, ledger};
+use super::fetch::{self, CONTENT, Found, HEADS, TIMES};
+use super::file::FileId;
+use super::inspect::Head;
+use super::progress::NEVER;
+use super::row::Read;
+use super::{Stored, file, ledger};
 use crate::clock::Timestamp;
+use crate::config::{AccountName, Name};
+use crate::normalize::EventName;
+
+/// A held event's number, its lane, and its account and name where they can be read.
+pub type HeldRow = (u64, String, Option<(AccountName, EventName)>);
 
 /// A second connection to the journal, for one thread. It opens when it is first used and again after an error.
 pub struct Reader {
@@ -31,6 +41,8 @@ pub(super) struct Readers(Mutex<State>);
 struct State {
     open: usize,
     away: bool,
+    /// The file that the writer has open: another one under its name is not to be read in its place.
+    file: Option<FileId>,
 }
 
 impl Readers {
@@ -41,6 +53,21 @@ impl Readers {
     /// Sends them away, or lets them in.
     pub fn send_away_if(&self, away: bool) {
         self.state().away = away;
+    }
+
+    /// From now on they read this file.
+    pub fn read_from(&self, file: Option<FileId>) {
+        self.state().file = file;
+    }
+
+    /// Fails if what was opened at this path a moment ago is not the file that the writer has.
+    fn check(&self, path: &Path) -> rusqlite::Result<()> {
+        let file = self.state().file;
+        if file.is_none() || file::file_at(path).is_ok_and(|there| there == file) {
+            return Ok(());
+        }
+        let cannot_open = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        Err(rusqlite::Error::SqliteFailure(cannot_open, Some("its file is no longer at its path".into())))
     }
 
     /// They were sent away, and one has not closed it yet.
@@ -78,11 +105,13 @@ impl Drop for Counted {
 
 /// A parked event that is due to be tried again.
 #[derive(Debug)]
-pub struct ApartRow {
-    pub lane: String,
+pub struct Parked {
     pub attempts: u32,
     pub read: Read,
 }
+
+/// The place of a parked event in the order in which they are due: when, in microseconds, and its number.
+pub type Due = (i64, i64);
 
 impl Reader {
     /// Of a journal that another process may have. In the relay: [`super::Journal::reader`].
@@ -99,7 +128,9 @@ impl Reader {
             Some(open) => open,
             None => {
                 let counted = self.readers.enter()?;
-                Open { db: file::open_reader(&self.path)?, _counted: counted }
+                let open = Open { db: file::open_reader(&self.path)?, _counted: counted };
+                self.readers.check(&self.path)?;
+                open
             }
         };
         let result = read(&open.db)?;
@@ -107,58 +138,25 @@ impl Reader {
         Ok(result)
     }
 
-    /// Up to `limit` events behind `after` and up to `through`, in order, of at most `bytes` unless the first alone is larger. Those that lie on
-    /// a page which SQLite cannot read come as [`Read::Corrupt`], and what is behind them as ever.
+    /// The same where keys and what they lead to must be of one moment.
+    fn with_transaction<T>(&mut self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        self.with(|db| read(&*db.unchecked_transaction()?)) // The connection is ours alone.
+    }
+
+    /// Up to `limit` events behind `after` and up to `through`, in order, of at most `bytes` unless the last of them is larger. `through` must be a
+    /// number that was given.
     pub fn events(&mut self, after: u64, through: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
-        match self.events_at_once(after, through, limit, bytes) {
-            Err(error) if file::is_corrupt(&error) => self.events_one_by_one(after, through, limit),
-            result => result,
-        }
+        self.with(|db| CONTENT.between(db, after, through, limit, bytes).map(reads))
     }
 
-    fn events_one_by_one(&mut self, after: u64, through: u64, limit: usize) -> rusqlite::Result<Vec<Read>> {
-        let last =
-            self.with(|db| db.query_row("SELECT max(sequence) FROM events", [], |row| row.get::<_, Option<i64>>(0)))?;
-        let mut reads = Vec::new();
-        for sequence in after + 1..=through.min(last.unwrap_or(0) as u64) {
-            match self.events_at_once(sequence - 1, sequence, 1, 0) {
-                Ok(read) => reads.extend(read),
-                Err(error) if file::is_corrupt(&error) => reads.push(Read::Corrupt { sequence }),
-                Err(error) => return Err(error),
-            }
-            if reads.len() == limit {
-                break;
-            }
-        }
-        Ok(reads)
-    }
-
-    fn events_at_once(&mut self, after: u64, through: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
-        self.with(|db| {
-            let sql = format!(
-                "SELECT {} FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT ?",
-                row::COLUMNS
-            );
-            let mut select = db.prepare_cached(&sql)?;
-            let through = i64::try_from(through).unwrap_or(i64::MAX);
-            take(select.query(params![after as i64, through, limit])?, bytes)
-        })
+    /// The first of these events, in their order, of at most `bytes` unless the last of them is larger.
+    pub fn events_of(&mut self, sequences: &[u64], bytes: usize) -> rusqlite::Result<Vec<Read>> {
+        self.with(|db| CONTENT.of(db, sequences.iter().copied(), bytes).map(reads))
     }
 
     /// The lanes of an output that have held events.
     pub fn held_lanes(&mut self, output: u32) -> rusqlite::Result<Vec<String>> {
-        self.with(|db| {
-            // One look-up a lane, however many events each holds.
-            let mut select =
-                db.prepare_cached("SELECT min(lane) FROM apart WHERE output = ? AND state = 'held' AND lane > ?")?;
-            let mut lanes = Vec::new();
-            let mut last = String::new();
-            while let Some(lane) = select.query_row(params![output, last], |row| row.get::<_, Option<String>>(0))? {
-                last.clone_from(&lane);
-                lanes.push(lane);
-            }
-            Ok(lanes)
-        })
+        self.with(|db| held_lanes(db, output))
     }
 
     /// Of these reasons the one for which a lane's events are held, if any of them is.
@@ -190,71 +188,109 @@ impl Reader {
         limit: usize,
         bytes: usize,
     ) -> rusqlite::Result<Vec<Read>> {
-        self.with(|db| {
-            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
-            let sql = format!(
-                "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'held' AND lane = ? AND apart.sequence > ? AND apart.sequence <= ? \
-                 ORDER BY apart.sequence LIMIT ?"
-            );
-            let mut select = db.prepare_cached(&sql)?;
+        self.with_transaction(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT sequence FROM apart WHERE output = ? AND state = 'held' AND lane = ? AND sequence > ? AND sequence <= ? \
+                 ORDER BY sequence LIMIT ?",
+            )?;
             let (after, through) = (span.0 as i64, i64::try_from(span.1).unwrap_or(i64::MAX));
-            take(select.query(params![output, lane, after, through, limit])?, bytes)
+            let held = sequences(&mut select, params![output, lane, after, through, limit])?;
+            CONTENT.of(db, held, bytes).map(reads)
         })
     }
 
-    /// Parked events whose time to be tried again has come.
-    pub fn parked_due(&mut self, output: u32, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<ApartRow>> {
-        self.with(|db| {
-            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
-            let sql = format!(
-                "SELECT {columns}, lane, attempts FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'parked' AND next_at <= ? ORDER BY next_at LIMIT ?"
-            );
-            let mut select = db.prepare_cached(&sql)?;
-            let rows = select.query_map(params![output, now.as_micros(), limit], |row| {
-                Ok(ApartRow { read: row::read(row)?, lane: row.get("lane")?, attempts: row.get("attempts")? })
-            })?;
-            rows.collect()
+    /// Parked events whose time to be tried again has come, behind `position` in the order of that time, as far as `wants` takes them by lane and number.
+    /// At most so many rows are looked at, so many events are read, and of them so many bytes unless the last is larger. Gives also where to go on,
+    /// or `None` when that was all.
+    ///
+    /// A time that is further away than the longest wait was set by a clock that was wrong, and has come.
+    pub fn parked_due(
+        &mut self,
+        output: u32,
+        (now, wait_max): (Timestamp, Duration),
+        position: Due,
+        (rows_max, events_max, bytes): (usize, usize, usize),
+        wants: impl Fn(&str, u64) -> bool,
+    ) -> rusqlite::Result<(Vec<Parked>, Option<Due>)> {
+        self.with_transaction(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT next_at, sequence, lane, attempts FROM apart INDEXED BY apart_parked \
+                 WHERE output = ? AND state = 'parked' AND (next_at, sequence) > (?, ?) AND next_at <= ? \
+                 ORDER BY next_at, sequence LIMIT ?",
+            )?;
+            // Rows that were looked at, and of those that are wanted which one of them it is.
+            let (mut looked_at, mut due) = (Vec::new(), Vec::new());
+            let far = now.plus(wait_max).as_micros();
+            for (behind, up_to) in [(i64::MIN, now.as_micros()), (far, NEVER.as_micros() - 1)] {
+                let (next_at, sequence) = position.max((behind, i64::MAX));
+                let mut rows = select.query(params![output, next_at, sequence, up_to, rows_max - looked_at.len()])?;
+                while due.len() < events_max
+                    && let Some(row) = rows.next()?
+                {
+                    looked_at.push((row.get(0)?, row.get(1)?));
+                    let (sequence, lane, attempts) =
+                        (row.get::<_, i64>(1)? as u64, row.get::<_, String>(2)?, row.get(3)?);
+                    if wants(&lane, sequence) {
+                        due.push((looked_at.len(), sequence, attempts));
+                    }
+                }
+            }
+            let reads = CONTENT.of(db, due.iter().map(|(_, sequence, _)| *sequence), bytes).map(reads)?;
+            // Where their bytes end the read, the next one begins behind the last that was read.
+            let is_whole = reads.len() == due.len();
+            let last = if is_whole { looked_at.len() } else { due[reads.len() - 1].0 };
+            let is_all = is_whole && due.len() < events_max && looked_at.len() < rows_max;
+            let go_on = last.checked_sub(1).map(|last| looked_at[last]).filter(|_| !is_all);
+            let parked = reads.into_iter().zip(due).map(|(read, (_, _, attempts))| Parked { attempts, read });
+            Ok((parked.collect(), go_on))
         })
     }
 
-    /// When the oldest event that is neither confirmed nor parked came in.
+    /// When the oldest event that is neither confirmed nor parked came in. One that cannot be read is parked soon, and does not count.
     pub fn oldest_pending(&mut self, output: u32) -> rusqlite::Result<Option<Timestamp>> {
-        let lanes = self.held_lanes(output)?;
-        self.with(|db| {
+        self.with_transaction(|db| {
             let Some(row) = ledger::read(db)?.into_iter().find(|row| row.number == output) else { return Ok(None) };
             let mut oldest = None;
+            let newest = fetch::newest(db)?.unwrap_or(0);
             if let Some((after, through)) = row.owed_after(row.cursor) {
-                let mut select = db.prepare_cached(
-                    "SELECT received_at FROM events WHERE sequence > ? AND sequence <= ? ORDER BY sequence LIMIT 1",
-                )?;
-                oldest =
-                    select.query_row(params![after as i64, through as i64], |row| row.get::<_, i64>(0)).optional()?;
+                // The first one, nearly always.
+                for most in [1, 1_000] {
+                    let times = TIMES.between(db, after, through.min(newest), most, usize::MAX)?;
+                    oldest = times.into_iter().find_map(|(_, time)| time);
+                    if oldest.is_some() {
+                        break;
+                    }
+                }
             }
             let mut select = db.prepare_cached(
-                "SELECT received_at FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'held' AND lane = ? ORDER BY apart.sequence LIMIT 1",
+                "SELECT sequence, since FROM apart WHERE output = ? AND state = 'held' AND lane = ? ORDER BY sequence LIMIT 1",
             )?;
-            for lane in lanes {
-                let held: Option<i64> = select.query_row(params![output, lane], |row| row.get(0)).optional()?;
-                oldest = [oldest, held].into_iter().flatten().min();
+            for lane in held_lanes(db, output)? {
+                let (sequence, since) =
+                    select.query_row(params![output, lane], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)))?;
+                let time = TIMES.of(db, [sequence], usize::MAX)?.pop().and_then(|(_, time)| time);
+                let held = time.unwrap_or(Timestamp::from_micros(since));
+                oldest = Some(oldest.map_or(held, |oldest| held.min(oldest)));
             }
-            Ok(oldest.map(Timestamp::from_micros))
+            Ok(oldest)
         })
     }
 
-    /// Held rows of an output in steps: lane and event behind a sequence, for naming the lanes anew.
-    pub fn held_after(&mut self, output: u32, after: u64, limit: usize) -> rusqlite::Result<Vec<(String, Read)>> {
-        self.with(|db| {
-            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
-            let sql = format!(
-                "SELECT {columns}, lane FROM apart INDEXED BY apart_by_sequence JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'held' AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
-            );
-            let mut select = db.prepare_cached(&sql)?;
-            let rows = select.query_map(params![output, after as i64, limit], |row| Ok((row.get("lane")?, row::read(row)?)))?;
-            rows.collect()
+    /// Held rows of an output in steps, for naming the lanes anew.
+    pub fn held_after(&mut self, output: u32, after: u64, limit: usize) -> rusqlite::Result<Vec<HeldRow>> {
+        self.with_transaction(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT sequence, lane FROM apart INDEXED BY apart_by_sequence \
+                 WHERE output = ? AND state = 'held' AND sequence > ? ORDER BY sequence LIMIT ?",
+            )?;
+            let rows = select.query_map(params![output, after as i64, limit], |row| {
+                Ok((row.get::<_, i64>(0)? as u64, row.get::<_, String>(1)?))
+            })?;
+            let rows: Vec<(u64, String)> = rows.collect::<rusqlite::Result<_>>()?;
+            let heads = HEADS.of(db, rows.iter().map(|(sequence, _)| *sequence), usize::MAX)?;
+            let kind = |head: Head| Some((Name::new(&head.account)?, EventName::from_stored(&head.name)));
+            let named = rows.into_iter().zip(heads);
+            Ok(named.map(|((sequence, lane), (_, head))| (sequence, lane, head.and_then(kind))).collect())
         })
     }
 
@@ -270,14 +306,13 @@ impl Reader {
 
     /// Up to `limit` events behind `after` that are to be sent again, in order.
     pub fn to_replay(&mut self, output: u32, after: u64, limit: usize, bytes: usize) -> rusqlite::Result<Vec<Read>> {
-        self.with(|db| {
-            let columns = row::COLUMNS.replacen("sequence", "events.sequence", 1);
-            let sql = format!(
-                "SELECT {columns} FROM apart JOIN events ON events.sequence = apart.sequence \
-                 WHERE output = ? AND state = 'replay' AND lane = '' AND apart.sequence > ? ORDER BY apart.sequence LIMIT ?"
-            );
-            let mut select = db.prepare_cached(&sql)?;
-            take(select.query(params![output, after as i64, limit])?, bytes)
+        self.with_transaction(|db| {
+            let mut select = db.prepare_cached(
+                "SELECT sequence FROM apart WHERE output = ? AND state = 'replay' AND lane = '' AND sequence > ? \
+                 ORDER BY sequence LIMIT ?",
+            )?;
+            let replays = sequences(&mut select, params![output, after as i64, limit])?;
+            CONTENT.of(db, replays, bytes).map(reads)
         })
     }
 
@@ -287,28 +322,32 @@ impl Reader {
     }
 }
 
-fn take(mut rows: rusqlite::Rows<'_>, bytes: usize) -> rusqlite::Result<Vec<Read>> {
-    let mut reads = Vec::new();
-    let mut left = bytes;
-    while let Some(row) = rows.next()? {
-        let read = row::read(row)?;
-        let size = match &read {
-            Read::Event(stored) => stored.event.body.len(),
-            Read::Corrupt { .. } => 0,
-        };
-        reads.push(read);
-        if size >= left {
-            break;
-        }
-        left -= size;
+fn held_lanes(db: &Connection, output: u32) -> rusqlite::Result<Vec<String>> {
+    // One look-up a lane, however many events each holds.
+    let mut select =
+        db.prepare_cached("SELECT min(lane) FROM apart WHERE output = ? AND state = 'held' AND lane > ?")?;
+    let mut lanes = Vec::new();
+    let mut last = String::new();
+    while let Some(lane) = select.query_row(params![output, last], |row| row.get::<_, Option<String>>(0))? {
+        last.clone_from(&lane);
+        lanes.push(lane);
     }
-    Ok(reads)
+    Ok(lanes)
+}
+
+fn reads(found: Vec<Found<Box<Stored>>>) -> Vec<Read> {
+    found.into_iter().map(Read::from).collect()
+}
+
+fn sequences(select: &mut CachedStatement<'_>, params: impl Params) -> rusqlite::Result<Vec<u64>> {
+    select.query_map(params, |row| row.get::<_, i64>(0).map(|sequence| sequence as u64))?.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Seek, SeekFrom, Write};
 
+    use super::super::row;
     use super::*;
     use crate::authenticate::Verified;
     use crate::clock;
@@ -335,7 +374,7 @@ mod tests {
         let (mut whole, mut corrupt, mut after) = (0, 0, 0);
         let mut reader = Reader::new(&path);
         loop {
-            let reads = reader.events(after, u64::MAX, 50, 1 << 20).unwrap();
+            let reads = reader.events(after, 200, 50, 1 << 20).unwrap();
             let Some(last) = reads.last() else { break };
             after = last.sequence();
             corrupt += reads.iter().filter(|read| matches!(read, Read::Corrupt { .. })).count();

@@ -23,6 +23,8 @@ const MEASURE_PART: u64 = 8;
 /// The part of `journal.free_min` that must be the disk's own: as much as the log is given ([`file::log_max`]). No more, since what the
 /// journal has once taken of a disk never comes back, and [`Room::take`] leaves twice that.
 const LOG_PART: u64 = 8;
+/// What a few commits of a busy second add to the shortest log.
+const LOG_USUAL_MIN: u64 = 1 << 20;
 /// What an event's row takes beside its body, roughly, bytes.
 const ROW_BYTES: usize = 512;
 
@@ -89,6 +91,9 @@ impl Room {
         }
         let closed = self.closed.as_ref().map(|(error, _)| *error);
         let part = bytes as f64 / config.size_max as f64;
+        // What the log has beyond its bound only a reader keeps there, for which history must not go: to delete it would make the log longer still.
+        let log_usual = (file::log_max_bytes(config, page_bytes) * 2).max(LOG_USUAL_MIN);
+        let part_of_events = (pages * page_bytes + log.min(log_usual)) as f64 / config.size_max as f64;
         self.disk = free.unwrap_or(u64::MAX);
         // The file never shrinks: what deleted events leave free in it is as good as the disk's own room, or a journal that once filled its
         // disk with history would refuse events for ever. The log is outside of it, so a part of the room must be the disk's.
@@ -101,18 +106,27 @@ impl Room {
             let (free, least) = (self.disk >> 20, config.free_min >> 20);
             let text = format!("{free} MiB are free on its disk, journal.free_min is {least} MiB");
             Some((AppendError::Disk, Health::Failing(text)))
+        } else if part >= part_allowed && part_of_events < RESUME_AT {
+            Some((AppendError::Full, Health::LogFull))
         } else if part >= part_allowed {
             Some((AppendError::Full, Health::Full))
         } else {
             None
         };
         let disk_part = self.all as f64 / config.free_min as f64; // Infinite, or no number, without a `free_min`: no pressure.
-        let pressure = part >= PRESSURE_AT || disk_part < DISK_PRESSURE_AT;
+        let pressure = part_of_events >= PRESSURE_AT || disk_part < DISK_PRESSURE_AT;
         let begins = pressure && !self.pressure;
         self.pressure = pressure;
-        self.urgent = part >= URGENT_AT || disk_part < DISK_URGENT_AT;
+        self.urgent = part_of_events >= URGENT_AT || disk_part < DISK_URGENT_AT;
         match (&closed, &now_closed) {
             (None, Some((_, Health::Failing(text)))) => error!("the journal refuses events with 503: {text}"),
+            (None, Some((_, Health::LogFull))) => error!(
+                journal.bytes = bytes,
+                "the journal's log takes {} MiB, and with it the journal is full; events are refused with 503: another process has read the journal in \
+                 one transaction since the log began to grow (`fuser -v {}-shm` names it), and when that ends, so does this",
+                log >> 20,
+                shared.path.display()
+            ),
             (None, Some(_)) => error!(
                 journal.bytes = bytes,
                 "the journal is full of events that are pending or parked; events are refused with 503 until some have left"
@@ -120,7 +134,8 @@ impl Room {
             (Some(_), None) => info!("the journal takes events again"),
             _ => {}
         }
-        if closed != now_closed.as_ref().map(|(error, _)| *error) {
+        let kind = |closed: &Option<(_, Health)>| closed.as_ref().map(|(_, health)| std::mem::discriminant(health));
+        if kind(&self.closed) != kind(&now_closed) {
             shared.health.send_replace(now_closed.as_ref().map_or(Health::Ready, |(_, health)| health.clone()));
         }
         self.closed = now_closed;

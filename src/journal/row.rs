@@ -5,6 +5,7 @@ use bytes::Bytes;
 use rusqlite::{CachedStatement, Row, params};
 
 use super::Stored;
+use super::fetch::Found;
 use crate::clock::Timestamp;
 use crate::config::Name;
 use crate::normalize::{CallStatus, Content, Event, EventId, EventName};
@@ -17,7 +18,7 @@ pub(super) const COLUMNS: &str = "sequence, received_at, account, id, name, subj
 pub(super) const INSERT: &str = "INSERT INTO events (sequence, received_at, account, id, name, subject, time, call_status, opaque, signed_text, \
      signature, replayed, crc, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
-/// What reading one row gives: the event, or the number of a row whose content is not what was written.
+/// What reading one event gives: the event, or the number of one whose content is not what was written, or cannot be read.
 #[derive(Clone, Debug)]
 pub enum Read {
     /// In a box: it is handed on half a dozen times until it is confirmed, and to copy its three hundred bytes each time costs more.
@@ -25,6 +26,12 @@ pub enum Read {
     Corrupt {
         sequence: u64,
     },
+}
+
+impl From<Found<Box<Stored>>> for Read {
+    fn from((sequence, stored): Found<Box<Stored>>) -> Self {
+        stored.map_or(Self::Corrupt { sequence }, Self::Event)
+    }
 }
 
 impl Read {
@@ -56,13 +63,10 @@ pub(super) fn insert(statement: &mut CachedStatement<'_>, sequence: u64, event: 
     Ok(())
 }
 
-/// A row of [`COLUMNS`]. Only an error of SQLite itself is an error; a row that does not hold what was written is `Corrupt`.
-pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Read> {
+/// A row of [`COLUMNS`]. Only an error of SQLite itself is an error; of a row that does not hold what was written there is nothing to give.
+pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Option<Box<Stored>>> {
     let sequence = row.get::<_, i64>(0)? as u64;
-    Ok(match columns(row, sequence) {
-        Some(event) => Read::Event(Box::new(Stored { sequence, event })),
-        None => Read::Corrupt { sequence },
-    })
+    Ok(columns(row, sequence).map(|event| Box::new(Stored { sequence, event })))
 }
 
 fn columns(row: &Row<'_>, sequence: u64) -> Option<Event> {

@@ -81,6 +81,11 @@ impl Selection {
             && self.through.is_none_or(|through| head.sequence <= through)
     }
 
+    /// Whether an event is meant of which nothing can be read, whatever its state: only where nothing is asked of it, for nobody can tell.
+    pub fn takes_unread(&self) -> bool {
+        self.event.is_none() && self.call.is_none() && self.id.is_none() && self.since.is_none() && self.until.is_none()
+    }
+
     pub fn takes_state(&self, state: State) -> bool {
         self.state.is_none_or(|wanted| state.is(wanted))
     }

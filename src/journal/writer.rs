@@ -2,6 +2,7 @@
 //!
 //! A failed write promised nothing and is not believed: the connection is closed without a checkpoint, and events are taken again only after
 //! the file was opened anew by all of this process, a probe was committed and the whole log checkpointed from its beginning.
+//! While the open file is no longer the one at its path ([`gone`]), outputs go on and nothing is taken.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -13,7 +14,8 @@ use rusqlite::{Connection, ErrorCode};
 use tracing::{error, info, warn};
 
 use super::database::{Database, Written};
-use super::file::{self, Doubt, Lock, OpenError};
+use super::file::{self, Doubt, Files, Lock, OpenError};
+use super::mend::mend;
 use super::pressure::Gauge;
 use super::{
     Append, AppendError, Health, Message, Options, Progress, ProgressReply, Receipt, Shared, checkpoint, orders,
@@ -23,6 +25,9 @@ use crate::config::AccountName;
 use crate::metrics::Metrics;
 use crate::normalize::EventName;
 use crate::stderr;
+
+mod gone;
+use gone::Gone;
 
 /// Events in one commit, at the most: past some hundred the sync is shared so widely that more only adds delay.
 const GROUP_EVENTS_MAX: usize = 512;
@@ -57,7 +62,15 @@ pub(super) fn start(
         reopen_at: Instant::now(),
         doubt,
         sequence_min: 1,
+        gone: None,
+        unwanted: None,
+        abandoned: None,
+        is_start: true,
+        is_anothers: false,
+        looked_at: Instant::now(),
         stopping: false,
+        is_damaged: false,
+        mended_at: None,
         corrupt: None,
         found_corrupt: None,
     };
@@ -72,6 +85,9 @@ pub(super) fn start(
     thread.map_err(|error| OpenError::Disk(format!("cannot start a thread: {error}")))
 }
 
+/// What a reader cannot read so soon after it was mended cannot be mended.
+const MENDED_FOR: Duration = Duration::from_secs(60);
+
 struct Writer {
     options: Options,
     shared: Arc<Shared>,
@@ -82,8 +98,24 @@ struct Writer {
     doubt: Doubt,
     /// No sequence below this is given again, even if the disk forgot that it was.
     sequence_min: u64,
+    /// The open file is no longer the one at its path.
+    gone: Option<Gone>,
+    /// Hears of the end of a copy that nobody needs, as the file came back.
+    unwanted: Option<Receiver<Result<(), String>>>,
+    /// The id of the journal whose file was gone: what is opened next is another journal, also if somebody put a copy there.
+    abandoned: Option<Arc<str>>,
+    /// The file was not opened yet.
+    is_start: bool,
+    /// Another process may have written it since it was open here.
+    is_anothers: bool,
+    /// When lock and files were last looked at.
+    looked_at: Instant,
     started: (Instant, Timestamp),
     stopping: bool,
+    /// A page of the open file cannot be read, of those that do not cost all of it.
+    is_damaged: bool,
+    /// When what can be mended was.
+    mended_at: Option<Instant>,
     /// The open file turned out to be corrupt, and how.
     corrupt: Option<String>,
     /// A reader said so just now.
@@ -112,44 +144,96 @@ impl Writer {
     fn run(mut self) {
         let mut gauge = Gauge::new();
         while !self.stopping {
+            if self.looked_at.elapsed() >= gone::LOOK_EVERY {
+                self.look_for_files();
+            }
             self.reopen_if_due();
             let mut group = self.gather();
-            if let Some(why) = self.found_corrupt.take() {
-                self.close_corrupt(&mut group, why);
+            // What is gone from its path can neither be opened anew nor be set aside.
+            if let Some(why) = self.found_corrupt.take()
+                && !self.is_gone_now()
+            {
+                match self.mended_at.is_some_and(|at| at.elapsed() < MENDED_FOR) {
+                    true => self.close_corrupt(&mut group, why),
+                    false => self.close_damaged(&mut group, &why),
+                }
                 continue;
             }
             match &mut self.db {
                 None => refuse(&mut group, AppendError::Disk),
+                Some(_) if self.gone.as_ref().is_some_and(Gone::has_failed) => refuse(&mut group, AppendError::Disk),
                 Some(db) => {
                     let is_idle = group.is_empty();
-                    self.shared.at_disk(|| db.measure(&self.options, &self.shared));
-                    if let Some((error, _)) = db.room.closed {
+                    if self.gone.is_none() {
+                        self.shared.at_disk(|| db.measure(&self.options, &self.shared));
+                    }
+                    if self.gone.is_some() {
+                        refuse_appends(&mut group, AppendError::Disk);
+                    } else if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
                     } else if !db.room.take(group.appends.len(), group.bytes, self.options.config.free_min) {
                         refuse_appends(&mut group, AppendError::Disk);
                     }
                     let begun = Instant::now();
-                    match self.shared.at_disk(|| db.write(&group, &self.options, self.started)) {
-                        Ok(outcome) => {
+                    let mut outcome = self.shared.at_disk(|| db.write(&group, &self.options, self.started));
+                    if let Err(error) = &outcome
+                        && (file::is_corrupt(error) || is_of_another_writer(error))
+                        && !self.is_gone_now()
+                    {
+                        outcome = self.write_again(&group, error);
+                    }
+                    match (outcome, &mut self.db) {
+                        (Ok(outcome), Some(db)) => {
                             if let Some(oldest) = group.appends.first() {
                                 let under_way = self.shared.under_way.load(Ordering::Relaxed);
                                 gauge.look(oldest.since, under_way, db.room.urgent, &self.shared.pressure);
                             }
                             answer(&self.shared, db, group, outcome, begun.elapsed());
                             // Behind the answers: what was committed stands, whatever becomes of this.
-                            if let Err(error) = self.shared.at_disk(|| db.checkpoint(is_idle)) {
+                            let rest = || db.clean_carefully().and_then(|()| db.checkpoint(is_idle));
+                            if let Err(error) = self.shared.at_disk(rest) {
                                 self.fail(Group::default(), &error);
                             }
                         }
-                        Err(error) => self.fail(group, &error),
+                        (Err(error), _) => self.fail(group, &error),
+                        (Ok(_), None) => {} // What was written again left it open.
                     }
                 }
             }
         }
-        if let Some(db) = self.db.take()
+        self.look_for_files();
+        self.save_at_the_end();
+        if let Some(db) = self.db.take().filter(|_| self.gone.is_none())
             && !db.finish()
         {
             self.doubt.raise();
+        }
+    }
+
+    /// Writes a group once more that met a damaged page, or rows of another process, after the file was opened anew and mended as far as it can be: a
+    /// page of events does not cost the journal. What cannot be mended fails again.
+    fn write_again(&mut self, group: &Group, error: &rusqlite::Error) -> rusqlite::Result<Written> {
+        let shared = Arc::clone(&self.shared);
+        self.close();
+        if is_of_another_writer(error) {
+            warn!(journal.path = %shared.path.display(), "another process has written the journal: {error}; the file is opened anew");
+            self.may_be_anothers();
+        } else {
+            warn!(journal.path = %shared.path.display(), "a page of the journal cannot be read: {error}; the file is opened anew");
+            self.is_damaged = true;
+        }
+        let db = shared.at_disk(|| self.reopen()).map_err(|error| {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+            rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
+        })?;
+        self.has_opened(db);
+        let (Some(db), options) = (&mut self.db, &self.options) else { return Ok(Written::default()) };
+        shared.at_disk(|| db.write(group, options, self.started))
+    }
+
+    fn close(&mut self) {
+        if let Some(db) = self.db.take() {
+            self.sequence_min = self.sequence_min.max(db.last + 1);
         }
     }
 
@@ -182,7 +266,9 @@ impl Writer {
                 Message::Progress(progress, reply) => group.progress.push((progress, reply)),
                 Message::Corrupt(id, why) => {
                     // Several readers may meet it, and one of them late.
-                    if self.db.is_some() && *id == **self.shared.id.lock().unwrap_or_else(PoisonError::into_inner) {
+                    if self.db.is_some()
+                        && Arc::ptr_eq(&id, &self.shared.id.lock().unwrap_or_else(PoisonError::into_inner))
+                    {
                         self.found_corrupt = Some(why);
                     }
                 }
@@ -205,20 +291,7 @@ impl Writer {
         }
         let shared = Arc::clone(&self.shared);
         match shared.at_disk(|| self.reopen()) {
-            Ok(mut db) => {
-                let was = self.shared.health.borrow().clone();
-                // Before anybody hears that it is ready: one that is full, or whose disk is, refuses from the start.
-                shared.at_disk(|| db.measure(&self.options, &self.shared));
-                if db.room.closed.is_none() {
-                    self.shared.health.send_replace(Health::Ready);
-                    if let Health::Failing(_) = was {
-                        info!(journal.path = %self.shared.path.display(), "the journal takes events again");
-                    }
-                }
-                self.shared.committed.send_replace(db.last);
-                self.doubt.settle();
-                self.db = Some(db);
-            }
+            Ok(db) => self.has_opened(db),
             Err(error) => {
                 if let OpenError::Disk(_) = error {
                     self.doubt.raise();
@@ -234,12 +307,37 @@ impl Writer {
         }
     }
 
+    /// Tells everybody of the file that is open now, which may be another one than before.
+    fn has_opened(&mut self, mut db: Database) {
+        let was = self.shared.health.borrow().clone();
+        // Before anybody hears that it is ready: one that is full, or whose disk is, refuses from the start.
+        self.shared.at_disk(|| db.measure(&self.options, &self.shared));
+        if db.room.closed.is_none() {
+            self.shared.health.send_replace(Health::Ready);
+            if let Health::Failing(_) | Health::Gone = was {
+                info!(journal.path = %self.shared.path.display(), "the journal takes events again");
+            }
+        }
+        self.shared.committed.send_replace(db.last);
+        self.doubt.settle();
+        self.shared.readers.read_from(db.files.journal());
+        self.shared.metrics.journal.gone.set(0);
+        self.db = Some(db);
+    }
+
     fn reopen(&mut self) -> Result<Database, OpenError> {
-        let path = &self.options.config.path;
         let lock = match self.lock.take() {
-            Some(lock) => lock,
-            None => file::lock(path)?,
+            Some(mut lock) => match lock.renew() {
+                Ok(false) => lock,
+                renewed => {
+                    self.may_be_anothers();
+                    renewed?;
+                    lock
+                }
+            },
+            None => file::lock(&self.options.config.path)?,
         };
+        let path = &self.options.config.path;
         let now = clock::now();
         let log_max = file::log_max(&self.options.config);
         let opened = match self.corrupt.take() {
@@ -254,6 +352,7 @@ impl Writer {
             }
             Err(OpenError::Unreadable(why)) => match file::set_aside(path, now) {
                 Ok(aside) => {
+                    self.is_damaged = false;
                     error!(journal.path = %path.display(), journal.set_aside = %aside.display(), "the journal was set aside and a new one begun: {why}");
                     file::open(path, log_max, &lock, now)
                 }
@@ -267,16 +366,70 @@ impl Writer {
         self.lock = Some(lock);
         let db = opened?;
         self.begin_log_again(&db)?;
-        let database = prove(&db, self.doubt.is())
-            .and_then(|()| Database::load(db, &self.options, &self.shared, self.sequence_min, now));
-        let database = database.map_err(|error| {
-            if file::is_not_as_written(&error) {
-                self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
+        let disk = |error: std::io::Error| OpenError::Disk(format!("{}: {error}", path.display()));
+        let mended = match self.is_damaged {
+            true => mend(&db, self.last_of_this(), now),
+            false => Ok(()),
+        };
+        self.mended_at = self.is_damaged.then(Instant::now);
+        let proved = mended.and_then(|()| prove(&db, self.doubt.is())).and_then(|()| self.identify(&db, now));
+        let files = Files::of(path).map_err(disk)?; // Its log is there now.
+        let database = proved.and_then(|()| {
+            Database::load(db, files, &self.options, &self.shared, self.sequence_min, self.is_damaged, now)
+        });
+        let database = match database {
+            Err(error) if file::is_corrupt(&error) && !self.is_damaged => {
+                self.is_damaged = true;
+                return self.reopen();
             }
-            OpenError::Disk(format!("{}: {error}", path.display()))
-        })?;
+            Err(error) => {
+                if file::is_not_as_written(&error) {
+                    self.corrupt = Some(error.to_string()); // The next try, in a second, sets it aside.
+                }
+                return Err(OpenError::Disk(format!("{}: {error}", path.display())));
+            }
+            Ok(database) => database,
+        };
         self.shared.metrics.journal.set_aside.set(i64::from(file::count_set_aside(path) > 0));
+        (self.is_start, self.abandoned, self.is_anothers) = (false, None, false);
         Ok(database)
+    }
+
+    /// Gives the journal another id where another one has its own: `journal new-id` said so, or its file was gone and this is a copy. At the start
+    /// says that it is a copy of an earlier one, if that shows.
+    fn identify(&self, db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+        let path = &self.options.config.path;
+        let id = file::journal_id(db)?;
+        let ordered = if self.is_start { orders::next_new_id(db)? } else { None };
+        if ordered.is_some() || self.abandoned.as_deref() == Some(&*id) {
+            let new = file::renew_id(db, path, ordered, now)?;
+            info!(journal.path = %path.display(), "the journal goes on with the id (relayjournal) {new}; until now it was {id}");
+        } else if file::is_copy(db, path)? && self.is_start {
+            warn!(
+                journal.path = %path.display(),
+                "the journal is a copy: its file is not the one that was written last under its id (relayjournal) {id}. If events were accepted \
+                 after the copy was made, consumers may meet two of one relaysequence: order `journal new-id` and start the relay again"
+            );
+        }
+        let id = file::journal_id(db)?;
+        let mut known = self.shared.id.lock().unwrap_or_else(PoisonError::into_inner);
+        // Outputs know their journal by this very value: of one that another process wrote meanwhile they have to begin anew.
+        if **known != *id || self.is_anothers {
+            *known = id.into();
+        }
+        Ok(())
+    }
+
+    /// The last sequence that was committed, of the file that was open last if it can be no other than this one.
+    fn last_of_this(&self) -> Option<u64> {
+        let is_another = self.is_start || self.is_anothers || self.abandoned.is_some();
+        (!is_another).then(|| *self.shared.committed.borrow())
+    }
+
+    /// The lock was lost for a time: another process may have written the file since.
+    fn may_be_anothers(&mut self) {
+        self.is_anothers = true;
+        self.corrupt = None; // Perhaps only written by two at once; what is corrupt shows again.
     }
 
     /// After a fault, sees to it that the whole log is moved into the file once more; see `checkpoint`. What was moved stands in the log's index,
@@ -295,18 +448,29 @@ impl Writer {
         Err(OpenError::Disk(why.into()))
     }
 
+    /// To be mended as it is opened anew, as far as it can be.
+    fn close_damaged(&mut self, group: &mut Group, why: &str) {
+        warn!(journal.path = %self.shared.path.display(), "a page of the journal cannot be read: {why}; the file is opened anew");
+        refuse(group, AppendError::Disk);
+        self.close();
+        self.is_damaged = true;
+        self.reopen_at = Instant::now();
+    }
+
     fn close_corrupt(&mut self, group: &mut Group, why: String) {
         self.shared.health.send_replace(Health::Failing(why.clone()));
         self.corrupt = Some(why);
         refuse(group, AppendError::Disk);
         self.doubt.raise(); // A fault of a round may not have been told yet.
-        if let Some(db) = self.db.take() {
-            self.sequence_min = self.sequence_min.max(db.last + 1);
-        }
+        self.close();
         self.reopen_at = Instant::now();
     }
 
     fn fail(&mut self, mut group: Group, error: &rusqlite::Error) {
+        if self.is_gone_now() {
+            refuse(&mut group, AppendError::Disk);
+            return self.fail_while_gone(error);
+        }
         let text = match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => "the disk is full".into(),
             _ => error.to_string(),
@@ -317,22 +481,25 @@ impl Writer {
         }
         self.shared.health.send_replace(Health::Failing(text));
         refuse(&mut group, AppendError::Disk); // Before the file is closed, which may wait for the disk.
+        self.close_in_doubt();
+    }
+
+    fn close_in_doubt(&mut self) {
         self.doubt.raise();
-        if let Some(db) = self.db.take() {
-            self.sequence_min = self.sequence_min.max(db.last + 1);
-        }
+        self.close();
         self.reopen_at = Instant::now() + REOPEN_EVERY;
     }
+}
+
+/// A number that is given already, or the like: where nobody else writes, the file is not as it was written.
+fn is_of_another_writer(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }
 
 /// A commit and a checkpoint of the whole log that succeed: only then a file that failed is believed again. In doubt the log is emptied, too: it may
 /// hold a commit whose sync failed, which is only in the system's memory, and what came behind that would go with it.
 fn prove(db: &Connection, in_doubt: bool) -> rusqlite::Result<()> {
-    // A value that changes: of an update that changes none SQLite writes nothing, and then syncs nothing, and the disk was not asked.
-    db.execute(
-        "INSERT INTO meta (name, value) VALUES ('probes', '1') ON CONFLICT DO UPDATE SET value = value + 1",
-        [],
-    )?;
+    file::probe(db)?;
     let how = if in_doubt { "TRUNCATE" } else { "FULL" };
     let (busy, log, done): (i64, i64, i64) =
         db.query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Place;
 use super::lane::Item;
 use crate::clock::{self, Timestamp};
-use crate::journal::{About, Apart, AppendError, Journal, Outcome, OutputRow, Progress, Settlement, Stored};
+use crate::journal::{About, Apart, AppendError, Journal, NEVER, Outcome, OutputRow, Progress, Settlement, Stored};
 
 /// Settled events by which the cursor may lag (DESIGN §7): what a crash sends twice beside what was in flight.
 pub(super) const UNSAVED_MAX: usize = 1_000;
@@ -23,9 +23,7 @@ const SAVE_AGAIN: Duration = Duration::from_secs(1);
 /// Parked events are tried again after 30 s, then twice as long each time, at most an hour: an operator who raised the broker's limit need
 /// not do more, and a thousand of them do not storm it.
 const PARKED_AGAIN_MIN: Duration = Duration::from_secs(30);
-const PARKED_AGAIN_MAX: Duration = Duration::from_secs(3_600);
-/// A row whose content is corrupt will not heal.
-const NEVER: Timestamp = Timestamp::from_micros(i64::MAX);
+pub(super) const PARKED_AGAIN_MAX: Duration = Duration::from_secs(3_600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Saved {
@@ -172,8 +170,21 @@ impl Books {
         });
     }
 
-    /// It was given up: nothing is on its way any more.
-    pub fn given_up(&mut self, sequence: u64) {
+    /// Sent again by order, and its content is corrupt.
+    pub fn not_replayed(&mut self, sequence: u64) {
+        self.next.settled.push(Settlement {
+            sequence,
+            outcome: Outcome::NotReplayed { reason: "corrupt" },
+            at: clock::now(),
+            lane: "".into(),
+            was_parked: false,
+            has_row: true,
+            event: None,
+        });
+    }
+
+    /// If it was a parked one, it is not on its way any more.
+    pub fn let_go(&mut self, sequence: u64) {
         self.again.remove(&sequence);
     }
 
@@ -190,12 +201,16 @@ impl Books {
         });
     }
 
-    /// False if this parked event is on its way already, or the journal has yet to hear how its last way ended.
-    pub fn begin_again(&mut self, sequence: u64) -> bool {
-        !self.is_settled(sequence) && self.again.insert(sequence)
+    /// A parked event is on its way again.
+    pub fn begin_again(&mut self, sequence: u64) {
+        self.again.insert(sequence);
     }
 
-    /// A parked event failed again, or its lane cannot take it now.
+    pub fn are_any_again(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// A parked event failed again.
     pub fn parked_again(&mut self, item: &Item) {
         self.again.remove(&item.sequence());
         self.unkept.insert(item.sequence());
@@ -210,8 +225,10 @@ impl Books {
     }
 
     /// A parked event whose row became corrupt is not tried again.
-    pub fn give_up(&mut self, sequence: u64, attempts: u32) {
-        self.next.retried.push(Apart { sequence, lane: String::new(), reason: None, attempts, next_at: NEVER });
+    pub fn never_again(&mut self, sequence: u64, attempts: u32) {
+        self.unkept.insert(sequence);
+        let reason = Some("corrupt");
+        self.next.retried.push(Apart { sequence, lane: String::new(), reason, attempts, next_at: NEVER });
     }
 
     pub fn rename(&mut self, sequence: u64, lane: &str) {

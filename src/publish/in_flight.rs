@@ -68,7 +68,7 @@ mod tests {
 
     fn item(sequence: u64) -> Item {
         let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
-        Item::new(Box::new(Stored { sequence, event }), false, None)
+        Item::new(Box::new(Stored { sequence, event }), false)
     }
 
     #[test]

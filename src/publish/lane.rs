@@ -46,17 +46,24 @@ pub(super) struct Item {
     pub record_bytes: usize,
     /// It has a row of its own in the journal; the cursor has passed it or may.
     pub row: bool,
-    /// It is a parked event that is tried again, for the so-manieth time.
+    /// It is a parked event that is tried again; how often it was before.
     pub parked: Option<u32>,
+    /// As a parked event, with others.
+    together: bool,
     pub sent_at: Option<Instant>,
     /// Nothing else of the lane was in flight with it, so its failure is its own.
     alone: bool,
 }
 
 impl Item {
-    pub fn new(stored: Box<Stored>, row: bool, parked: Option<u32>) -> Self {
+    pub fn new(stored: Box<Stored>, row: bool) -> Self {
         let bytes = stored.event.body.len() * 2 + 1024;
-        Self { stored, bytes, record_bytes: 0, row, parked, sent_at: None, alone: false }
+        Self { stored, bytes, record_bytes: 0, row, parked: None, together: false, sent_at: None, alone: false }
+    }
+
+    /// A parked event that was tried so often before; `together`: others that are parked may be in flight with it.
+    pub fn parked(stored: Box<Stored>, attempts: u32, together: bool) -> Self {
+        Self { parked: Some(attempts), together, ..Self::new(stored, true) }
     }
 
     pub fn sequence(&self) -> u64 {
@@ -162,6 +169,8 @@ pub(super) enum Verdict {
     Park(Box<Item>, PublishError),
     /// A parked one failed again.
     StillParked(Box<Item>),
+    /// A parked one came back, and whether it would be taken by itself is not known; true: because the broker is away.
+    Untried(Box<Item>, bool),
 }
 
 impl Lane {
@@ -210,12 +219,11 @@ impl Lane {
         self.len() < LANE_EVENTS_MAX && self.queue_bytes + self.open.bytes() < LANE_BYTES_MAX
     }
 
-    /// Behind everything that is in memory already. Parked ones that are tried again are older than all else and go by themselves.
+    /// Behind everything that is in memory already; parked ones that are tried again before all that are not.
     pub fn push(&mut self, item: Item) {
         self.queue_bytes += item.bytes;
         if item.parked.is_some() {
-            self.alone_through = self.alone_through.max(item.sequence());
-            let place = self.queue.partition_point(|other| other.sequence() < item.sequence());
+            let place = self.queue.partition_point(|other| order(other) < order(&item));
             self.queue.insert(place, item);
         } else {
             self.taken_through = self.taken_through.max(item.sequence());
@@ -233,10 +241,12 @@ impl Lane {
         if self.open.len() >= LANE_EVENTS_MAX || self.open.bytes() >= LANE_BYTES_MAX || self.is_stalled(now) {
             return None;
         }
-        let first = self.queue.front()?.sequence();
-        let one_at_a_time = !self.proven || self.careful > 0 || first <= self.alone_through;
-        let behind_one = self.open.oldest().is_some_and(|item| item.alone);
-        if (one_at_a_time || behind_one) && !self.open.is_empty() {
+        let first = self.queue.front()?;
+        let is_suspect = first.sequence() <= self.alone_through || first.parked.is_some() && !first.together;
+        let one_at_a_time = !self.proven || self.careful > 0 || is_suspect;
+        // What is parked may be refused again, and others that are in flight with it may go the same way.
+        let must_wait = |open: &Item| one_at_a_time || open.alone || open.parked.is_some() != first.parked.is_some();
+        if self.open.oldest().is_some_and(must_wait) {
             return None;
         }
         let mut item = self.queue.pop_front()?;
@@ -246,6 +256,7 @@ impl Lane {
         if self.open.is_empty() {
             self.last_report = now;
         }
+        let first = item.sequence();
         if let Some(suspect) = self.suspect.as_mut().filter(|suspect| suspect.sequence == first) {
             suspect.is_alone = suspect.is_certain();
         }
@@ -297,9 +308,20 @@ impl Lane {
             front.breaks += u32::from(error == PublishError::Disconnected);
             front.bytes = front.bytes.max(item.record_bytes);
         }
-        if item.parked.is_some() && error != PublishError::Withdrawn {
+        if item.parked.is_some() {
+            // The others of its batch are awaited.
+            if !self.open.is_empty() {
+                self.cause.get_or_insert(PublishError::Withdrawn);
+                self.mode = Mode::Settling;
+            }
             self.settle(now);
-            return Some(Verdict::StillParked(Box::new(item)));
+            let is_own = item.alone && !error.is_of_the_line();
+            let item = Box::new(item);
+            return Some(if is_own {
+                Verdict::StillParked(item)
+            } else {
+                Verdict::Untried(item, error.is_of_the_line())
+            });
         }
         if error.disposition() == Disposition::Park && (item.alone || error.is_ours()) {
             match self.is_topics(&error, &item).then(|| error.of_topic()).flatten() {
@@ -349,7 +371,7 @@ impl Lane {
             self.queue_bytes += item.bytes;
             self.queue.push_back(item);
         }
-        self.queue.make_contiguous().sort_by_key(Item::sequence);
+        self.queue.make_contiguous().sort_by_key(order);
         let Some(cause) = self.cause.take() else {
             self.mode = Mode::Open; // All was delivered while it was to be taken back.
             return;
@@ -518,10 +540,14 @@ impl Lane {
     }
 
     /// Gives up the queue to rows, so that a faulty lane holds neither memory nor the cursor: what has to get a row, oldest first. Parked ones
-    /// that were to be tried again come back apart.
+    /// that were to be tried again come back beside them.
     pub fn unload(&mut self) -> (Vec<Item>, Vec<Item>) {
         let (parked, rest): (Vec<Item>, Vec<Item>) = self.queue.drain(..).partition(|item| item.parked.is_some());
         self.queue_bytes = 0;
+        if rest.is_empty() && !self.rows && self.open.is_empty() && self.failed.is_empty() {
+            // Nothing is left here that could probe: the next that comes does.
+            (self.mode, self.proven, self.silences) = (Mode::Open, false, 0);
+        }
         if let Some(first) = rest.first() {
             self.taken_through = first.sequence() - 1;
             self.rows = true;
@@ -559,6 +585,11 @@ impl Lane {
     }
 }
 
+/// Parked ones first, and each kind by its numbers: so those of a kind are in flight in the order of their numbers.
+fn order(item: &Item) -> (bool, u64) {
+    (item.parked.is_none(), item.sequence())
+}
+
 /// Which of several failures decides: the topic's, then the record's, then the line's.
 fn gravity(error: &PublishError) -> u8 {
     match (error.disposition(), error) {
@@ -583,7 +614,7 @@ mod tests {
         lane.proven = true;
         for sequence in [1, 2] {
             let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
-            lane.push(Item::new(Box::new(Stored { sequence, event }), false, None));
+            lane.push(Item::new(Box::new(Stored { sequence, event }), false));
             assert!(lane.next(start).is_some());
         }
         assert!(matches!(lane.failed(2, PublishError::Nack, start), Some(Verdict::Again)));
@@ -602,7 +633,7 @@ mod tests {
             for _ in 0..count {
                 pushed += 1;
                 let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
-                lane.push(Item::new(Box::new(Stored { sequence: pushed, event }), false, None));
+                lane.push(Item::new(Box::new(Stored { sequence: pushed, event }), false));
             }
         };
         push(&mut lane, 3);
@@ -625,7 +656,7 @@ mod tests {
         let mut lane = Lane::new("topic".into(), now);
         for sequence in 1..=events {
             let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
-            lane.push(Item::new(Box::new(Stored { sequence, event }), false, None));
+            lane.push(Item::new(Box::new(Stored { sequence, event }), false));
         }
         lane
     }

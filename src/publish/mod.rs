@@ -161,6 +161,11 @@ impl PublishError {
         }
     }
 
+    /// It says nothing of the record or its topic: the broker is away, or another record failed.
+    pub fn is_of_the_line(&self) -> bool {
+        matches!(self, Self::Disconnected | Self::Timeout | Self::Blocked | Self::Fatal | Self::Withdrawn)
+    }
+
     /// The label `reason` of metrics and the word in log and trail.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -12,11 +12,13 @@ mod handover;
 mod looking;
 mod outcomes;
 mod pace;
+mod parked;
 mod reading;
 
 pub(super) use self::handover::Encode;
 use self::handover::Handover;
 use self::pace::Pace;
+use self::parked::Parked;
 use super::books::{Books, UNSAVED_MAX};
 use super::lane::Lane;
 use super::replay::Replays;
@@ -46,7 +48,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A broker that has not answered for so long has lost the record or its confirm; and a second more for each MiB in memory, at most as long again,
 /// since all of it may have to go over the line before (DESIGN §7: 30 to 60 s).
 const ANSWER_AFTER: Duration = Duration::from_secs(30);
-const PARKED_AT_A_TIME: usize = 10;
 /// How soon a journal that could not be read is tried again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
@@ -117,7 +118,8 @@ pub(super) struct Output {
     looked_at: Instant,
     read_again_at: Option<Instant>,
     /// The last try to read failed, which was said.
-    cannot_read: bool,
+    could_not_read: bool,
+    parked: Parked,
     pace: Pace,
     /// Until then what may be read waits for requests to be answered.
     rests_until: Option<Instant>,
@@ -148,7 +150,8 @@ impl Output {
             replays: Replays::default(),
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             read_again_at: None,
-            cannot_read: false,
+            could_not_read: false,
+            parked: Parked::new(now),
             pace: Pace::new(now),
             rests_until: None,
             series: Series::new(&name, &metrics),
@@ -174,7 +177,7 @@ impl Output {
         }
         loop {
             let now = Instant::now();
-            if *self.journal.id() != *self.journal_id {
+            if !Arc::ptr_eq(&self.journal.id(), &self.journal_id) {
                 return Ended::JournalReplaced;
             }
             while let Ok(report) = self.reports.try_recv() {
@@ -220,27 +223,29 @@ impl Output {
             self.read_again_at = None;
             match self.read(now) {
                 Ok(any) => {
-                    self.cannot_read = false;
+                    self.could_not_read = false;
                     worked |= any;
                 }
-                Err(error) => {
-                    if !std::mem::replace(&mut self.cannot_read, true) {
-                        warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
-                    }
-                    self.journal.unreadable(&self.journal_id, &error);
-                    self.read_again_at = Some(now + READ_AGAIN);
-                }
+                Err(error) => self.cannot_read(&error, now),
             }
         }
         worked |= self.distribute(now);
         for lane in 0..self.lanes.len() {
             worked |= self.send(lane, now);
         }
-        worked
+        worked | self.end_turn()
+    }
+
+    fn cannot_read(&mut self, error: &rusqlite::Error, now: Instant) {
+        if !std::mem::replace(&mut self.could_not_read, true) {
+            warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
+        }
+        self.journal.unreadable(&self.journal_id, error);
+        self.read_again_at = Some(now + READ_AGAIN);
     }
 
     fn has_room(&self) -> bool {
-        self.in_memory < EVENTS_MAX && self.bytes_in_memory < BYTES_MAX
+        self.in_memory < self.parked.leaves() && self.bytes_in_memory < BYTES_MAX
     }
 
     /// What a crash would send twice is bounded: what is in flight, or published and not yet kept. As one sum, so that a journal which is

@@ -108,13 +108,15 @@ struct One {
 impl One {
     fn keep_running(self) {
         loop {
-            match catch_unwind(AssertUnwindSafe(|| self.run())) {
+            let ended = catch_unwind(AssertUnwindSafe(|| self.run()));
+            let is_replaced = matches!(ended, Ok(Ok(Ended::JournalReplaced)));
+            match ended {
                 Ok(Ok(Ended::Stopped)) => return,
                 Ok(Ok(Ended::SinkGone)) => {
                     error!(output = %self.output.name, "the client of the broker ended by a fault; the output begins anew");
                 }
                 Ok(Ok(Ended::JournalReplaced)) => {
-                    info!(output = %self.output.name, "the journal is a new file; the output begins anew")
+                    info!(output = %self.output.name, "the journal is a new file, or another process may have written it; the output begins anew")
                 }
                 Ok(Err(problem)) => {
                     error!(output = %self.output.name, "the output cannot begin: {problem}");
@@ -126,7 +128,8 @@ impl One {
             }
             self.metrics.publish.up.with_label_values(&[self.output.name.as_str()]).set(0);
             self.status.update(&self.output.name, |status| status.up = false);
-            if self.sleep_until_stopped() {
+            // The new one's events wait, and nothing was wrong with the broker.
+            if !is_replaced && self.sleep_until_stopped() {
                 return;
             }
         }

@@ -49,26 +49,30 @@ impl Replays {
 }
 
 impl Output {
-    /// Sends a batch of at most so many replays, if none is on its way and rows of some are there. True if any were sent.
-    pub(super) fn replay(&mut self, now: Instant, most: usize) -> bool {
+    /// Sends a batch of at most so many replays, if none is on its way and rows of some are there. True if there were any.
+    pub(super) fn replay(&mut self, now: Instant, most: usize) -> rusqlite::Result<bool> {
         let replays = &self.replays;
         let waits = replays.not_before.is_some_and(|at| now < at) || self.books.kept() < replays.told_in;
         if waits || !replays.open.is_empty() || !self.connected || self.stop.borrow().is_some() {
-            return false;
+            return Ok(false);
         }
-        let Ok(reads) = self.reader.to_replay(self.number, replays.position, most, BATCH_BYTES) else {
-            self.replays.not_before = Some(now + LOOK_EVERY);
-            return false;
-        };
+        let reads = self.reader.to_replay(self.number, replays.position, most, BATCH_BYTES)?;
         if reads.is_empty() {
             self.replays.position = 0;
             self.replays.not_before = Some(now + LOOK_EVERY);
-            return false;
+            return Ok(false);
         }
         let mut sent = false;
         for read in reads {
             self.replays.position = read.sequence();
-            let Read::Event(stored) = read else { continue }; // `journal verify` names it.
+            let Read::Event(stored) = read else {
+                let sequence = read.sequence();
+                self.books.not_replayed(sequence);
+                self.replays.told_in = self.books.number();
+                warn!(output = %self.name, event.sequence = sequence, reason = "corrupt", "an event is not sent again, it can never be");
+                sent = true;
+                continue;
+            };
             let topic = self.router.route(&stored.event.account, &stored.event.name);
             let held = self.lanes.iter().any(|lane| lane.topic == topic && lane.is_stuck(now));
             if held || self.open.contains_key(&stored.sequence) {
@@ -86,7 +90,7 @@ impl Output {
             sent = true;
         }
         self.replays.heard_at = Some(now);
-        sent
+        Ok(sent)
     }
 
     /// Takes back a batch of which the broker has said nothing for so long.
@@ -157,7 +161,7 @@ impl Output {
             for item in lane.give_up(&self.given_up) {
                 self.in_memory -= 1;
                 self.bytes_in_memory -= item.bytes;
-                self.books.given_up(item.sequence());
+                self.books.let_go(item.sequence());
                 if !item.row {
                     self.window.pass(item.sequence());
                 }

@@ -8,6 +8,7 @@ mod journal;
 mod keys;
 mod memory;
 mod observe;
+mod place;
 mod recover;
 mod refuse;
 mod rotate;

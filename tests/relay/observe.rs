@@ -30,7 +30,7 @@ fn promtool_is_content_with_the_metrics() {
 
 /// DESIGN §6: name without prefix, type, labels, and how many series there are from the start with two outputs, one account and one secret.
 #[rustfmt::skip] // A line is a metric.
-const METRICS: [(&str, &str, &[&str], usize); 43] = [
+const METRICS: [(&str, &str, &[&str], usize); 44] = [
     ("webhooks_total", "counter", &["account", "outcome"], 9),
     ("unavailable_total", "counter", &["reason"], 7),
     ("http_refused_total", "counter", &["reason"], 4),
@@ -63,6 +63,7 @@ const METRICS: [(&str, &str, &[&str], usize); 43] = [
     ("journal_commit_duration_seconds", "histogram", &[], 1),
     ("journal_commit_events", "histogram", &[], 1),
     ("journal_set_aside", "gauge", &[], 1),
+    ("journal_gone", "gauge", &[], 1),
     ("secret_last_used_timestamp_seconds", "gauge", &["account", "secret"], 1),
     ("secrets_loaded", "gauge", &["account"], 1),
     ("certificate_expiry_timestamp_seconds", "gauge", &["where"], 1),

@@ -1,12 +1,13 @@
 //! `journal list`, `show` and `export`: the events that still have their content, in order of acceptance.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use base64::Engine;
 use serde_json::{Value, json};
 
 use super::super::{Format, notice};
-use super::{SelectArgs, open, unreadable};
+use super::{SelectArgs, open, open_again, unreadable};
 use crate::clock;
 use crate::config::Config;
 use crate::journal::inspect::{self, Head, Inspector};
@@ -16,6 +17,8 @@ use crate::normalize::EventId;
 
 /// Events read in one transaction: some ten milliseconds.
 const STEP: usize = 2048;
+/// Bytes of content read at a time, and printed before more is read.
+const STEP_BYTES: usize = 4 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -29,7 +32,9 @@ pub enum What {
 
 /// An event and how it stands at each output.
 pub struct Found {
-    pub head: Head,
+    pub sequence: u64,
+    /// `None` where it cannot be read.
+    pub head: Option<Head>,
     pub at: Vec<At>,
 }
 
@@ -44,7 +49,8 @@ pub struct At {
 
 /// Prints what is selected. False if something that may have been selected cannot be read.
 pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, String> {
-    let inspector = open(config)?;
+    let mut inspector = open(config)?;
+    let (id, path) = (inspector.id.clone(), inspector.path().to_owned());
     let selection = select.selection(clock::now());
     // What is saved from a damaged file is not to depend on how it stands where.
     let saves = what == What::Export && select.output.is_none() && selection.state.is_none();
@@ -64,50 +70,49 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
     {
         return Err(no_such_output(name, &outputs));
     }
-    let mut reader = Reader::new(inspector.path());
-    let mut stdout = io::BufWriter::new(io::stdout().lock());
-    let (mut count, mut corrupt) = (0_u64, 0_u64);
-    let mut after = 0;
+    let mut stdout = io::stdout().lock();
+    let (mut count, mut corrupt) = (0, 0);
+    let (mut after, newest) = (0, inspector.newest().map_err(unreadable)?);
     let written = loop {
-        let saved = inspector.heads_that_can_be_read(after, STEP).map_err(unreadable)?;
-        report_unreadable(&saved);
-        corrupt += saved.unreadable.len() as u64;
-        let last = saved.looked_through;
+        let heads = inspector.heads(after, newest, STEP).map_err(unreadable)?;
+        let Some((last, _)) = heads.last() else { break Ok(()) };
+        let last = *last;
         let standings = match standings(&inspector, after, last) {
             Err(error) if saves && inspect::is_damaged(&error) => {
                 damaged = true;
-                Standings::new(Vec::new(), Vec::new())
+                Standings::default()
             }
             standings => standings.map_err(unreadable)?,
         };
-        let found = select_of(saved.heads, &standings, &outputs, &selection, select.output.as_deref());
-        let mut written = Ok(());
-        for one in &found {
-            count += 1;
-            let text = match what {
-                What::List(format) => list_line(one, format),
-                What::Show(_) | What::Export => match content(&mut reader, one.head.sequence)? {
-                    Some(stored) if what == What::Export => export::write(&stored, &inspector.id),
-                    Some(stored) => show(one, &stored, &inspector.id, what == What::Show(Format::Json)),
-                    None => {
-                        corrupt += 1;
-                        notice(format_args!(
-                            "event number {}: its row does not hold what was written; it is left out",
-                            one.head.sequence
-                        ));
-                        continue;
-                    }
-                },
-            };
-            written = writeln!(stdout, "{text}");
-            if written.is_err() {
-                break;
+        drop(inspector); // Whoever reads what is printed may take his time.
+        // Nobody can say whether these are meant.
+        let mut left_out: Vec<u64> = match selection.takes_unread() {
+            true => Vec::new(),
+            false => heads.iter().filter(|(_, head)| head.is_none()).map(|(sequence, _)| *sequence).collect(),
+        };
+        let found = select_of(heads, &standings, &outputs, &selection, select.output.as_deref());
+        count += found.len();
+        let written = match what {
+            What::List(format) => {
+                corrupt += found.iter().filter(|one| one.head.is_none()).count();
+                let lines: String = found.iter().map(|one| list_line(one, format) + "\n").collect();
+                stdout.write_all(lines.as_bytes())
             }
+            What::Show(_) | What::Export => {
+                let text = |one: &Found, stored: &Stored| match what {
+                    What::Show(format) => show(one, stored, &id, format == Format::Json),
+                    _ => export::write(stored, &id),
+                };
+                write_content(&path, &found, &mut stdout, text, &mut left_out).map_err(unreadable)?
+            }
+        };
+        corrupt += left_out.len();
+        report_left_out(left_out);
+        if written.is_err() {
+            break written;
         }
-        match last {
-            Some(last) if written.is_ok() => after = last,
-            _ => break written,
-        }
+        after = last;
+        inspector = open_again(config, &id)?;
     };
     match written.and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -118,22 +123,52 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
     if count == 0 {
         notice(format_args!(
             "no event in {} is of this kind; published ones go after journal.retention, and then `journal trace` still knows their way",
-            inspector.path().display()
+            path.display()
         ));
     }
     Ok(corrupt == 0 && !damaged)
 }
 
-fn report_unreadable(saved: &inspect::Saved) {
-    let mut numbers = saved.unreadable.iter().copied().peekable();
-    while let Some(first) = numbers.next() {
-        let mut last = first;
-        while let Some(next) = numbers.next_if_eq(&(last + 1)) {
-            last = next;
+/// Writes what was found, with its content, a few MiB of it at a time; the journal is not open while it writes. What cannot be read is added to
+/// `left_out`.
+fn write_content(
+    path: &Path,
+    mut found: &[Found],
+    stdout: &mut impl Write,
+    text: impl Fn(&Found, &Stored) -> String,
+    left_out: &mut Vec<u64>,
+) -> rusqlite::Result<io::Result<()>> {
+    while !found.is_empty() {
+        let sequences: Vec<u64> = found.iter().map(|one| one.sequence).collect();
+        let reads = Reader::new(path).events_of(&sequences, STEP_BYTES)?;
+        let mut lines = String::new();
+        for (one, read) in found.iter().zip(&reads) {
+            match read {
+                Read::Event(stored) => lines += &(text(one, stored) + "\n"),
+                Read::Corrupt { sequence } => left_out.push(*sequence),
+            }
         }
-        match saved.looked_through {
-            None => notice(format_args!("from event number {first} on nothing can be read")),
-            Some(_) => notice(format_args!("events number {first} to {last} cannot be read; they are left out")),
+        let written = stdout.write_all(lines.as_bytes());
+        if written.is_err() {
+            return Ok(written);
+        }
+        found = &found[reads.len()..];
+    }
+    Ok(Ok(()))
+}
+
+fn report_left_out(mut numbers: Vec<u64>) {
+    numbers.sort_unstable();
+    for run in numbers.chunk_by(|one, next| one + 1 == *next) {
+        match run {
+            [number] => notice(format_args!(
+                "event number {number} cannot be read, or its row does not hold what was written; it is left out"
+            )),
+            _ => notice(format_args!(
+                "events number {} to {} cannot be read; they are left out",
+                run[0],
+                run[run.len() - 1]
+            )),
         }
     }
 }
@@ -143,38 +178,39 @@ pub fn no_such_output(name: &str, outputs: &[OutputRow]) -> String {
     format!("--output {name}: the journal knows no such output; it knows {}", known.join(", "))
 }
 
-/// Those of the next events that are selected, and the last one looked at; `None` at the end.
+/// Those of the next events up to `newest` that can be read and are selected, and the last one looked at; `None` at the end.
 pub fn step(
     inspector: &Inspector,
     outputs: &[OutputRow],
     selection: &Selection,
     output: Option<&str>,
     after: u64,
+    newest: u64,
 ) -> rusqlite::Result<(Vec<Found>, Option<u64>)> {
-    let heads = inspector.heads(after, u64::MAX, STEP)?;
-    let last = heads.last().map(|head| head.sequence);
+    let heads = inspector.heads(after, newest, STEP)?;
+    let Some(last) = heads.last().map(|(last, _)| *last) else { return Ok((Vec::new(), None)) };
     let standings = standings(inspector, after, last)?;
-    Ok((select_of(heads, &standings, outputs, selection, output), last))
+    Ok((select_of(heads, &standings, outputs, selection, output), Some(last)))
 }
 
-fn standings(inspector: &Inspector, after: u64, through: Option<u64>) -> rusqlite::Result<Standings> {
-    let through = through.unwrap_or(after);
+fn standings(inspector: &Inspector, after: u64, through: u64) -> rusqlite::Result<Standings> {
     Ok(Standings::new(inspector.apart(after, through)?, inspector.given_up(after, through)?))
 }
 
 /// Those of these events that are selected.
 fn select_of(
-    heads: Vec<Head>,
+    heads: Vec<(u64, Option<Head>)>,
     standings: &Standings,
     outputs: &[OutputRow],
     selection: &Selection,
     output: Option<&str>,
 ) -> Vec<Found> {
     let mut found = Vec::new();
-    for head in heads.into_iter().filter(|head| selection.takes(head)) {
+    let takes = |head: &Option<Head>| head.as_ref().map_or(selection.takes_unread(), |head| selection.takes(head));
+    for (sequence, head) in heads.into_iter().filter(|(_, head)| takes(head)) {
         let at = |row: &OutputRow| {
-            let state = standings.of(row, head.sequence)?;
-            let apart = standings.row(row, head.sequence);
+            let state = standings.of(row, sequence)?;
+            let apart = standings.row(row, sequence);
             Some(At {
                 output: row.name.clone(),
                 state,
@@ -186,18 +222,10 @@ fn select_of(
             outputs.iter().filter(|row| output.is_none_or(|name| row.name == name)).filter_map(at).collect();
         let wanted = at.iter().any(|at| selection.takes_state(at.state));
         if wanted || at.is_empty() && selection.state.is_none() && output.is_none() {
-            found.push(Found { head, at });
+            found.push(Found { sequence, head, at });
         }
     }
     found
-}
-
-fn content(reader: &mut Reader, sequence: u64) -> Result<Option<Stored>, String> {
-    let reads = reader.events(sequence - 1, sequence, 1, usize::MAX).map_err(unreadable)?;
-    Ok(match reads.into_iter().next() {
-        Some(Read::Event(stored)) => Some(*stored),
-        _ => None, // Corrupt, or just deleted by retention.
-    })
 }
 
 fn at_json(found: &Found) -> Value {
@@ -207,12 +235,13 @@ fn at_json(found: &Found) -> Value {
 }
 
 fn list_line(found: &Found, format: Format) -> String {
-    let Head { sequence, received_at, account, id, name, subject } = &found.head;
-    let id = EventId(*id);
+    let sequence = found.sequence;
+    let head = found.head.as_ref();
     if format == Format::Json {
         return json!({
-            "sequence": sequence, "id": id.to_string(), "event": name, "account": account, "call": subject,
-            "received": received_at.rfc3339(), "outputs": at_json(found),
+            "sequence": sequence, "id": head.map(|head| EventId(head.id).to_string()), "event": head.map(|head| &head.name),
+            "account": head.map(|head| &head.account), "call": head.and_then(|head| head.subject.as_ref()),
+            "received": head.map(|head| head.received_at.rfc3339()), "outputs": at_json(found),
         })
         .to_string();
     }
@@ -221,8 +250,14 @@ fn list_line(found: &Found, format: Format) -> String {
         None => format!("{}: {}", at.output, at.state.as_str()),
     };
     let at: Vec<String> = found.at.iter().map(at).collect();
-    let call = subject.as_deref().unwrap_or("-").escape_debug();
-    format!("{sequence}  {}  {id}  {name}  {call}  {}", received_at.rfc3339(), at.join(", "))
+    let about = match head {
+        Some(Head { received_at, id, name, subject, .. }) => {
+            let call = subject.as_deref().unwrap_or("-").escape_debug();
+            format!("{}  {}  {name}  {call}", received_at.rfc3339(), EventId(*id))
+        }
+        None => "(it cannot be read)".to_owned(),
+    };
+    format!("{sequence}  {about}  {}", at.join(", "))
 }
 
 fn show(found: &Found, stored: &Stored, journal: &str, as_json: bool) -> String {

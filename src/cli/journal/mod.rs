@@ -2,6 +2,8 @@
 //! same on the volume of a relay that is gone.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
@@ -10,7 +12,7 @@ use self::moments::{Moment, between, moment};
 use super::{Format, run};
 use crate::clock::Timestamp;
 use crate::config::{Config, OutputKind, Routes};
-use crate::journal::inspect::Inspector;
+use crate::journal::inspect::{self, Inspector};
 use crate::journal::orders::Command;
 use crate::journal::selection::{Selection, State};
 use crate::normalize::EventId;
@@ -109,6 +111,13 @@ Every output publishes them. They count as accepted. Each line is checked before
         #[arg(value_name = "FILE|-", default_value = "-")]
         file: PathBuf,
     },
+    /// After the journal was put back from a copy: go on with another id (relayjournal) from the next start on
+    #[command(
+        after_help = "A snapshot, a backup or a clone gives the same id and the same numbers to events that were accepted after it was made, and to others that the
+original accepted. Consumers who compare relayjournal and relaysequence would take one for the other. Order this before the first start
+on what was put back; it never does harm. The numbers go on. The order is recorded, and the next run or drain carries it out."
+    )]
+    NewId,
     /// Check every row against its checksum, and the ledger
     #[command(
         after_help = "Beside a running relay it reads in short steps; where none runs it checks the file as a whole too. It says which.
@@ -268,12 +277,31 @@ pub fn journal(file: Option<&Path>, command: &JournalCommand) -> Result<bool, St
             orders::order(&config, Command::Forget, &OrderArgs { yes: *yes, ..all.order(output) })
         }
         JournalCommand::Import { file } => orders::import(&config, file),
+        JournalCommand::NewId => orders::new_id(&config),
         JournalCommand::Verify => verify::verify(&config),
     }
 }
 
+/// How long a command stays out of a journal that its relay opens anew. That tries once a second.
+const AWAY: Duration = Duration::from_secs(2);
+
+/// For one step of a command: what lasts opens it anew for each, and has it closed while it prints or waits. So a relay that has to be alone with its
+/// journal, after a fault of the disk, is alone with it between two steps.
 fn open(config: &Config) -> Result<Inspector, String> {
-    Inspector::open(&config.journal.path).map_err(|problem| format!("journal.path: {problem}"))
+    let (path, until) = (&config.journal.path, Instant::now() + AWAY);
+    while inspect::is_opened_anew(path) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(20));
+    }
+    Inspector::open(path).map_err(|problem| format!("journal.path: {problem}"))
+}
+
+/// For the next step.
+fn open_again(config: &Config, id: &str) -> Result<Inspector, String> {
+    let inspector = open(config)?;
+    match inspector.id == id {
+        true => Ok(inspector),
+        false => Err(format!("{}: it is another journal since a moment ago; try again", config.journal.path.display())),
+    }
 }
 
 /// Where each configured output sends an event now.

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::super::{notice, print};
 use super::events::no_such_output;
-use super::{OrderArgs, SelectArgs, open, unreadable, words};
+use super::{OrderArgs, SelectArgs, open, open_again, unreadable, words};
 use crate::clock::{self, Timestamp};
 use crate::config::Config;
-use crate::journal::inspect::{Inspector, is_held};
+use crate::journal::inspect::is_held;
 use crate::journal::orders::{self, Command, Outcome};
 use crate::journal::selection::{Selection, Standings, State};
 use crate::journal::{OutputRow, Stored, export};
@@ -49,12 +49,14 @@ pub fn order(config: &Config, command: Command, args: &OrderArgs) -> Result<bool
     let select = SelectArgs { output: Some(args.output.clone()), ..args.select() };
     let inspector = open(config)?;
     let outputs = inspector.outputs().map_err(unreadable)?;
+    let (id, journal) = (inspector.id.clone(), &config.journal.path);
+    drop(inspector);
     let row =
         outputs.iter().find(|row| row.name == args.output).ok_or_else(|| no_such_output(&args.output, &outputs))?;
-    let running = is_held(inspector.path());
+    let running = is_held(journal);
     check_output(config, command, row, running)?;
     let mut selection = select.selection(clock::now());
-    let extent = look(&inspector, row, command, &selection).map_err(unreadable)?;
+    let extent = look(config, &id, row, command, &selection)?;
     let mut text = plan(command, row, &extent);
     if extent.count() == 0 && command != Command::Forget {
         return print(format!("{text}\n").as_bytes());
@@ -67,14 +69,14 @@ pub fn order(config: &Config, command: Command, args: &OrderArgs) -> Result<bool
         // What was shown is what is done: nothing that came meanwhile.
         (selection.after, selection.through) = (Some(extent.first - 1), Some(extent.last));
     }
-    let number = orders::give(inspector.path(), command, Some(&args.output), &selection, clock::now())?;
+    let number = orders::give(journal, command, Some(&args.output), &selection, clock::now())?;
     if !running {
         text += &format!(
             "\nrecorded as order {number}: no relay runs on this journal, the next `run` or `drain` carries it out"
         );
         return print(format!("{text}\n").as_bytes());
     }
-    match wait(inspector.path(), number)? {
+    match wait(journal, number)? {
         Some(outcome) => {
             if let Some(problem) = outcome.progress.problem {
                 return Err(format!("order {number} was not carried out: {problem}"));
@@ -105,25 +107,34 @@ fn check_output(config: &Config, command: Command, row: &OutputRow, running: boo
 }
 
 /// Counts what an order means, in short steps.
-fn look(inspector: &Inspector, row: &OutputRow, command: Command, selection: &Selection) -> rusqlite::Result<Extent> {
+fn look(config: &Config, id: &str, row: &OutputRow, command: Command, selection: &Selection) -> Result<Extent, String> {
     let mut extent = Extent::default();
-    let mut after = 0;
+    let (mut after, newest) = (0, open_again(config, id)?.newest().map_err(unreadable)?);
     loop {
-        let heads = inspector.heads(after, u64::MAX, STEP)?;
-        let Some(last) = heads.last().map(|head| head.sequence) else { return Ok(extent) };
-        let standings = Standings::new(inspector.apart(after, last)?, inspector.given_up(after, last)?);
-        for head in heads.iter().filter(|head| selection.takes(head)) {
-            let Some(state) = standings.of(row, head.sequence) else { continue };
-            if !command.takes(state) || !selection.takes_state(state) {
+        let inspector = open_again(config, id)?;
+        let heads = inspector.heads(after, newest, STEP).map_err(unreadable)?;
+        let Some((last, _)) = heads.last() else { return Ok(extent) };
+        let last = *last;
+        let apart = inspector.apart(after, last).map_err(unreadable)?;
+        let standings = Standings::new(apart, inspector.given_up(after, last).map_err(unreadable)?);
+        for (sequence, head) in heads {
+            let Some(state) = standings.of(row, sequence) else { continue };
+            // What cannot be read cannot be sent again.
+            let is_meant = match &head {
+                Some(head) => selection.takes(head),
+                None => selection.takes_unread() && command != Command::Replay,
+            };
+            if !is_meant || !command.takes(state) || !selection.takes_state(state) {
                 continue;
             }
             *extent.by_state.entry(state).or_default() += 1;
             if extent.first == 0 {
-                extent.first = head.sequence;
+                extent.first = sequence;
             }
-            extent.last = head.sequence;
-            extent.oldest = extent.oldest.into_iter().chain([head.received_at]).min();
-            extent.newest = extent.newest.max(Some(head.received_at));
+            extent.last = sequence;
+            let received_at = head.map(|head| head.received_at);
+            extent.oldest = extent.oldest.into_iter().chain(received_at).min();
+            extent.newest = extent.newest.max(received_at);
         }
         after = last;
     }
@@ -159,7 +170,7 @@ fn done(command: Command, output: &str, events: u64) -> String {
             "done: {count} on the way to {output} again; events_replayed_total counts them as they are confirmed"
         ),
         Command::Requeue => {
-            format!("done: {count} tried at {output} now, ten a second; `journal list --state parked` shows what stays")
+            format!("done: {count} tried at {output} now; `journal list --state parked` shows what stays")
         }
         Command::Discard => {
             format!("done: {count} given up at {output}; what was in flight at that moment may still arrive")
@@ -192,8 +203,8 @@ fn wait(journal: &Path, number: i64) -> Result<Option<Outcome>, String> {
 
 /// Leaves the lines of an export as orders, each waited for where a relay runs, so that the journal never holds many of them twice.
 pub fn import(config: &Config, file: &Path) -> Result<bool, String> {
-    let inspector = open(config)?;
-    let journal = inspector.path();
+    drop(open(config)?); // It is there, and a journal.
+    let journal = &config.journal.path;
     let lines = read_lines(file, config)?;
     let mut numbers = Vec::new();
     let mut accepted = 0;
@@ -228,6 +239,23 @@ pub fn import(config: &Config, file: &Path) -> Result<bool, String> {
         text += &format!("; {left} recorded: {who}");
     }
     print(format!("{text}\n").as_bytes())
+}
+
+/// Orders another id from the next start on.
+pub fn new_id(config: &Config) -> Result<bool, String> {
+    drop(open(config)?);
+    let journal = &config.journal.path;
+    let number = orders::give_new_id(journal, clock::now())?;
+    let when = match is_held(journal) {
+        true => {
+            "a relay runs on this journal, and publishes under the old one until it is started again: restart it now"
+        }
+        false => "the next `run` or `drain` on this journal carries it out",
+    };
+    print(
+        format!("new-id: recorded as order {number}: the journal goes on with another id (relayjournal); {when}\n")
+            .as_bytes(),
+    )
 }
 
 /// Every line, checked before any is imported.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::json;
 
 use super::super::{Format, print};
-use super::{open, routers, unreadable, words};
+use super::{open, open_again, routers, unreadable, words};
 use crate::clock::{self, Timestamp};
 use crate::config::{Config, Name};
 use crate::journal::OutputRow;
@@ -51,26 +51,26 @@ struct Topic {
 }
 
 pub fn status(config: &Config, format: Format) -> Result<bool, String> {
-    let inspector = open(config)?;
-    let status = gather(config, &inspector).map_err(unreadable)?;
+    let status = gather(config)?;
     match format {
         Format::Text => print(text(&status).as_bytes()),
         Format::Json => print(format!("{:#}\n", as_json(&status)).as_bytes()),
     }
 }
 
-fn gather(config: &Config, inspector: &Inspector) -> rusqlite::Result<Status> {
-    let rows = inspector.outputs()?;
-    let counts = inspector.apart_counts()?;
+fn gather(config: &Config) -> Result<Status, String> {
+    let mut inspector = open(config)?;
+    let rows = inspector.outputs().map_err(unreadable)?;
+    let counts = inspector.apart_counts().map_err(unreadable)?;
     let mut routers: BTreeMap<String, Router> = routers(config).into_iter().collect();
     let mut outputs = Vec::new();
     for row in rows {
         let mut router = routers.remove(&row.name);
         let mut topics = apart_topics(&row, &counts);
-        pending_topics(inspector, &row, router.as_mut(), &mut topics)?;
+        inspector = pending_topics(config, inspector, &row, router.as_mut(), &mut topics)?;
         let oldest_pending = match row.counts.pending {
             0 => None,
-            _ => inspector.oldest_pending(row.number)?,
+            _ => inspector.oldest_pending(row.number).map_err(unreadable)?,
         };
         outputs.push(OutputStatus { configured: router.is_some(), oldest_pending, topics, row });
     }
@@ -80,10 +80,10 @@ fn gather(config: &Config, inspector: &Inspector) -> rusqlite::Result<Status> {
         written_by: inspector.written_by.clone(),
         relay_runs: is_held(inspector.path()),
         set_aside: inspector.set_aside(),
-        sizes: inspector.sizes()?,
+        sizes: inspector.sizes().map_err(unreadable)?,
         size_max: config.journal.size_max,
-        extent: inspector.extent()?,
-        orders_waiting: inspector.orders_waiting()?,
+        extent: inspector.extent().map_err(unreadable)?,
+        orders_waiting: inspector.orders_waiting().map_err(unreadable)?,
         outputs,
         now: clock::now(),
     })
@@ -111,38 +111,47 @@ fn apart_topics(row: &OutputRow, counts: &[ApartCount]) -> BTreeMap<String, Topi
 
 /// Counts what waits behind the output's cursor under the topics that the configuration gives it now; a removed output's has none.
 fn pending_topics(
-    inspector: &Inspector,
+    config: &Config,
+    mut inspector: Inspector,
     row: &OutputRow,
     mut router: Option<&mut Router>,
     topics: &mut BTreeMap<String, Topic>,
-) -> rusqlite::Result<()> {
+) -> Result<Inspector, String> {
     let held: u64 = topics.values().map(|topic| topic.held).sum();
     if row.counts.pending <= held as i64 {
-        return Ok(());
+        return Ok(inspector);
     }
+    let newest = inspector.newest().map_err(unreadable)?;
     let mut position = row.cursor;
     while let Some((after, through)) = row.owed_after(position) {
-        let heads = inspector.heads(after, through, STEP)?;
-        let Some(last) = heads.last() else {
+        let heads = inspector.heads(after, through.min(newest), STEP).map_err(unreadable)?;
+        let Some((last, _)) = heads.last() else {
             if through == i64::MAX as u64 {
                 break;
             }
             position = through; // A span that was closed leads to the next one.
             continue;
         };
-        position = last.sequence;
-        let given_up: HashSet<_> = inspector.given_up(after, position)?.into_iter().collect();
-        for head in heads.iter().filter(|head| !given_up.contains(&(row.number, head.sequence))) {
-            let topic = match (router.as_deref_mut(), Name::new(&head.account)) {
-                (Some(router), Some(account)) => {
-                    router.route(&account, &EventName::from_stored(&head.name)).to_string()
-                }
+        position = *last;
+        let given_up: HashSet<_> = inspector.given_up(after, position).map_err(unreadable)?.into_iter().collect();
+        // Those are counted by their rows.
+        let apart = inspector.apart(after, position).map_err(unreadable)?;
+        let apart: HashSet<u64> = apart.iter().filter(|one| one.output == row.number).map(|one| one.sequence).collect();
+        let waits = |sequence: &u64| !given_up.contains(&(row.number, *sequence)) && !apart.contains(sequence);
+        for (_, head) in heads.iter().filter(|(sequence, _)| waits(sequence)) {
+            let kind =
+                head.as_ref().and_then(|head| Some((Name::new(&head.account)?, EventName::from_stored(&head.name))));
+            let topic = match (router.as_deref_mut(), kind) {
+                (Some(router), Some((account, name))) => router.route(&account, &name).to_string(),
                 _ => String::new(),
             };
             topics.entry(topic).or_default().pending += 1;
         }
+        let id = inspector.id.clone();
+        drop(inspector);
+        inspector = open_again(config, &id)?;
     }
-    Ok(())
+    Ok(inspector)
 }
 
 fn text(status: &Status) -> String {

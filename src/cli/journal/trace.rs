@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::super::{Format, notice, print};
 use super::events::{At, step};
-use super::{TraceArgs, open, unreadable, words};
+use super::{TraceArgs, open, open_again, unreadable, words};
 use crate::clock::{self, Timestamp};
 use crate::config::Config;
-use crate::journal::inspect::{Head, Inspector, TrailEntry, is_held};
+use crate::journal::inspect::{Head, TrailEntry, is_held};
 use crate::journal::selection::{Selection, State};
 use crate::normalize::EventId;
 use crate::publish::mend;
@@ -31,35 +31,37 @@ struct Way {
 
 /// Prints the ways of what is asked for. False if nothing of it is in this journal.
 pub fn trace(config: &Config, args: &TraceArgs) -> Result<bool, String> {
-    let inspector = open(config)?;
+    let id = open(config)?.id;
     let selection = args.selection(clock::now());
-    let ways = find(&inspector, &selection).map_err(unreadable)?;
+    let ways = find(config, &id, &selection)?;
     if ways.len() >= EVENTS_MAX {
         notice(format_args!(
             "more than {EVENTS_MAX} events; only the first are shown: narrow it with --call, --id, --since, --until"
         ));
     }
-    let view = View { relay_runs: is_held(inspector.path()), inspector: &inspector, config };
+    let view = View { relay_runs: is_held(&config.journal.path), id: &id, config };
     let text = match args.format {
         Format::Json => format!("{:#}\n", ways.iter().map(|way| view.as_json(way)).collect::<Value>()),
         Format::Text => ways.iter().map(|way| view.text(way)).collect(),
     };
     print(text.as_bytes())?;
     if ways.is_empty() {
-        notice(format_args!("{}", view.nothing().map_err(unreadable)?));
+        notice(format_args!("{}", view.nothing()?));
     }
     Ok(!ways.is_empty())
 }
 
-fn find(inspector: &Inspector, selection: &Selection) -> rusqlite::Result<Vec<Way>> {
+fn find(config: &Config, id: &str, selection: &Selection) -> Result<Vec<Way>, String> {
     let mut ways: BTreeMap<u64, Way> = BTreeMap::new();
     // Nothing is written of an event before it came.
     let mut from = match selection.since {
-        Some(since) => inspector.trail_from(Timestamp::from_micros(since))?,
+        Some(since) => open_again(config, id)?.trail_from(Timestamp::from_micros(since)).map_err(unreadable)?,
         None => 0,
     };
+    let mut is_whole = true;
     loop {
-        let entries = inspector.trail(from, STEP)?;
+        let (entries, whole) = open_again(config, id)?.trail(from, STEP).map_err(unreadable)?;
+        is_whole &= whole;
         let Some(last) = entries.last() else { break };
         from = last.entry + 1;
         for entry in entries.into_iter().filter(|entry| selection.takes(&entry.head)) {
@@ -69,14 +71,23 @@ fn find(inspector: &Inspector, selection: &Selection) -> rusqlite::Result<Vec<Wa
             }
         }
     }
-    let outputs = inspector.outputs()?;
+    if !is_whole {
+        notice(format_args!("a page of the trail cannot be read: what it says of some events is missing"));
+    }
+    let inspector = open_again(config, id)?;
+    let (outputs, newest) = (inspector.outputs().map_err(unreadable)?, inspector.newest().map_err(unreadable)?);
+    drop(inspector);
     let mut after = 0;
-    while let (found, Some(last)) = step(inspector, &outputs, selection, None, after)? {
+    loop {
+        let inspector = open_again(config, id)?;
+        let (found, last) = step(&inspector, &outputs, selection, None, after, newest).map_err(unreadable)?;
+        let Some(last) = last else { break };
         after = last;
         for one in found {
-            let sequence = one.head.sequence;
+            let sequence = one.sequence;
+            let Some(head) = one.head else { continue };
             if ways.len() < EVENTS_MAX || ways.contains_key(&sequence) {
-                let way = ways.entry(sequence).or_insert_with(|| Way::of(one.head));
+                let way = ways.entry(sequence).or_insert_with(|| Way::of(head));
                 (way.at, way.has_content) = (one.at, true);
             }
         }
@@ -101,7 +112,7 @@ impl Way {
 
 struct View<'a> {
     relay_runs: bool,
-    inspector: &'a Inspector,
+    id: &'a str,
     config: &'a Config,
 }
 
@@ -109,11 +120,8 @@ impl View<'_> {
     fn text(&self, way: &Way) -> String {
         let Head { sequence, received_at, account, id, name, subject } = &way.head;
         let call = subject.as_ref().map_or_else(String::new, |call| format!(", call {}", call.escape_debug()));
-        let mut text = format!(
-            "{name} {}{call} (account {account}, number {sequence} of journal {})\n",
-            EventId(*id),
-            self.inspector.id
-        );
+        let mut text =
+            format!("{name} {}{call} (account {account}, number {sequence} of journal {})\n", EventId(*id), self.id);
         let mut line = format!("  received {}", received_at.rfc3339());
         let by_configuration = way.trail.iter().any(|entry| entry.output.is_none());
         match way.kept_at() {
@@ -187,7 +195,7 @@ impl View<'_> {
             }));
         }
         json!({
-            "sequence": head.sequence, "journal": self.inspector.id, "id": EventId(head.id).to_string(), "event": head.name,
+            "sequence": head.sequence, "journal": self.id, "id": EventId(head.id).to_string(), "event": head.name,
             "account": head.account, "call": head.subject, "received": head.received_at.rfc3339(),
             "kept": way.kept_at().map(Timestamp::rfc3339),
             "kept_after_ms": way.kept_at().map(|at| at.since(head.received_at).as_micros() as f64 / 1e3),
@@ -195,13 +203,14 @@ impl View<'_> {
         })
     }
 
-    fn nothing(&self) -> rusqlite::Result<String> {
-        let oldest = self.inspector.trail(0, 1)?.first().map(|entry| entry.at);
+    fn nothing(&self) -> Result<String, String> {
+        let (oldest, _) = open_again(self.config, self.id)?.trail(0, 1).map_err(unreadable)?;
+        let oldest = oldest.first().map(|entry| entry.at);
         let from = oldest.map_or_else(|| "nothing yet".to_owned(), |at| format!("events from {} on", at.rfc3339()));
         Ok(format!(
             "nothing of this is in {}, whose trail knows {from}. So it was refused here (the log says when and why; metric webhooks_total), \
              went to another replica (ask its journal), or never reached us. docs/where-did-my-call-go.md goes through these.",
-            self.inspector.path().display()
+            self.config.journal.path.display()
         ))
     }
 }

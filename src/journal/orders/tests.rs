@@ -56,9 +56,10 @@ fn give(db: &Connection, command: &str, selection: &str) {
 
 /// One step of two rows, with nothing in memory but what the file has, as after a crash. What finished, if anything did.
 fn one_step(db: &Connection, last: u64) -> Option<Progress> {
-    let order = next(db, true).unwrap()?;
+    let mut order = next(db, true).unwrap()?;
     let mut outputs = ledger::read(db).unwrap();
-    let step = carry_out(db, order, &mut outputs, last, 2, Timestamp::from_seconds(100)).unwrap();
+    order.look(db, &outputs, last, 2).unwrap();
+    let step = carry_out(db, order, &mut outputs, Timestamp::from_seconds(100)).unwrap();
     for row in &outputs {
         progress::save(db, row).unwrap();
     }
@@ -225,7 +226,7 @@ fn what_cannot_be_carried_out_is_done_and_says_why() {
     db.execute("DELETE FROM outputs", []).unwrap();
     give(&db, "discard", "{}");
     let order = next(&db, true).unwrap().unwrap();
-    let step = carry_out(&db, order, &mut Vec::new(), 1, 2, Timestamp::default()).unwrap();
+    let step = carry_out(&db, order, &mut Vec::new(), Timestamp::default()).unwrap();
     assert!(step.finished.unwrap().1.problem.unwrap().contains("no such output"));
 }
 

@@ -44,22 +44,23 @@ impl Output {
         }
         self.look_for_silence(now);
         self.slide_past_old_ones(now);
-        if self.connected && self.read_again_at.is_none() {
-            self.take_up_parked(now);
-        }
-        let oldest = match self.reader.oldest_pending(self.number) {
-            Ok(oldest) => oldest,
-            Err(_) => return, // The journal's own state says it.
+        let age = match self.reader.oldest_pending(self.number) {
+            Ok(oldest) => Some(oldest.map_or(0.0, |at| clock::now().since(at).as_secs_f64())),
+            Err(error) => {
+                self.cannot_read(&error, now);
+                None // It is shown as it was.
+            }
         };
-        let age = oldest.map_or(0.0, |at| clock::now().since(at).as_secs_f64());
-        self.metrics.publish.oldest_pending_age.with_label_values(&[self.name.as_str()]).set(age);
+        if let Some(age) = age {
+            self.metrics.publish.oldest_pending_age.with_label_values(&[self.name.as_str()]).set(age);
+        }
         let held = |lane: &Lane| {
             let reason = lane.shown?;
             Some(HeldTopic { topic: lane.topic.to_string(), reason, mend: mend(reason) })
         };
         let held = self.lanes.iter().filter_map(held).collect();
         self.status.update(&self.name, |status| {
-            status.oldest_pending_age_seconds = age;
+            status.oldest_pending_age_seconds = age.unwrap_or(status.oldest_pending_age_seconds);
             status.held = held;
         });
     }

@@ -56,6 +56,13 @@ impl Output {
                 self.in_memory -= 1;
                 self.bytes_in_memory -= item.bytes;
                 self.books.parked_again(&item);
+                self.parked.failed(now);
+            }
+            Verdict::Untried(item, broker_is_away) => {
+                self.in_memory -= 1;
+                self.bytes_in_memory -= item.bytes;
+                self.books.let_go(item.sequence());
+                self.parked.came_back(now, broker_is_away);
             }
         }
         self.unload_if_stuck(lane, now);
@@ -124,7 +131,8 @@ impl Output {
         for item in parked {
             self.in_memory -= 1;
             self.bytes_in_memory -= item.bytes;
-            self.books.parked_again(&item);
+            self.books.let_go(item.sequence());
+            self.parked.came_back(now, false);
         }
         let topic = Arc::clone(&lane.topic);
         let books = &mut self.books;

@@ -1,4 +1,4 @@
-//! From the journal into the lanes: new events in order, held ones when their lane can go on, parked ones when they are due.
+//! From the journal into the lanes: new events in order, and held ones when their lane can go on.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,11 +6,10 @@ use std::time::Instant;
 use tracing::{error, warn};
 
 use super::super::lane::{Item, REFUSALS};
-use super::{
-    BYTES_MAX, EVENTS_MAX, Output, PARKED_AT_A_TIME, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX,
-};
-use crate::clock;
+use super::{BYTES_MAX, Output, READ_AGAIN, READ_BYTES, READ_EVENTS, SILENT_AFTER, WINDOW_MAX};
+use crate::config::OutputName;
 use crate::journal::{Felt, Read};
+use crate::metrics::Metrics;
 
 impl Output {
     /// Reads what there is, as much as requests leave time for: held events of lanes that can go on, new ones, and what is to be sent again.
@@ -20,7 +19,10 @@ impl Output {
         let most = self.pace.may_read(now, pressure, READ_EVENTS);
         self.rests_until = most.err();
         let Ok(most) = most else { return Ok(false) };
-        let has_read = self.read_rows(now, most)? | self.read_on(most)? | self.replay(now, most);
+        let has_read = self.read_rows(now, most)?
+            | self.read_on(most)?
+            | self.replay(now, most)?
+            | self.take_up_parked(now, most)?;
         if has_read {
             self.series.rests.inc_by(self.pace.has_read(now).as_secs_f64());
         }
@@ -36,7 +38,7 @@ impl Output {
         let most = most.min(WINDOW_MAX - self.window.len());
         // Read before the events: so whatever it counts is among them.
         let committed = *self.journal.committed().borrow();
-        let reads = self.reader.events(after, through, most, READ_BYTES)?;
+        let reads = self.reader.events(after, through.min(committed), most, READ_BYTES)?;
         if reads.is_empty() {
             // A closed span that is read to its end leads to the next one.
             if self.row.spans.iter().any(|span| span.through == Some(through)) {
@@ -56,6 +58,7 @@ impl Output {
     /// Gives the events that were read to their lanes, in order, as far as these have room.
     pub(super) fn distribute(&mut self, now: Instant) -> bool {
         let mut worked = false;
+        let events_max = self.parked.leaves();
         while let Some(read) = self.ahead.front() {
             let sequence = read.sequence();
             if self.given_up.remove(&sequence) {
@@ -70,9 +73,8 @@ impl Output {
                 self.walked_through = sequence;
                 self.window.read(sequence);
                 self.window.pass(sequence);
-                self.books.corrupt(sequence, false);
-                error!(output = %self.name, event.sequence = sequence, "an event's row in the journal is corrupt; it is parked");
-                self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), "corrupt"]).inc();
+                self.books.corrupt(sequence, self.rows_beyond.remove(&sequence));
+                tell_corrupt(&self.name, &self.metrics, sequence);
                 self.ahead.pop_front();
                 continue;
             };
@@ -83,7 +85,7 @@ impl Output {
                 || self.rows_beyond.contains(&sequence)
                 || lane.is_stuck(now)
                 || (!lane.has_room() && lane.is_silent(now, SILENT_AFTER));
-            if !to_rows && (!lane.has_room() || self.in_memory >= EVENTS_MAX || self.bytes_in_memory >= BYTES_MAX) {
+            if !to_rows && (!lane.has_room() || self.in_memory >= events_max || self.bytes_in_memory >= BYTES_MAX) {
                 break;
             }
             if to_rows && !self.books.has_room() {
@@ -94,7 +96,7 @@ impl Output {
             self.walked_through = sequence;
             self.window.read(sequence);
             let Some(Read::Event(stored)) = self.ahead.pop_front() else { break };
-            let mut item = Item::new(stored, false, None);
+            let mut item = Item::new(stored, false);
             if to_rows {
                 lane.rows = true;
                 lane.rows_in = self.books.number();
@@ -112,9 +114,10 @@ impl Output {
     /// Fetches held events of lanes that can go on.
     fn read_rows(&mut self, now: Instant, most: usize) -> rusqlite::Result<bool> {
         let mut worked = false;
+        let events_max = self.parked.leaves();
         for lane in &mut self.lanes {
             if !lane.wants_rows(now, self.books.kept())
-                || self.in_memory >= EVENTS_MAX
+                || self.in_memory >= events_max
                 || self.bytes_in_memory >= BYTES_MAX
             {
                 continue;
@@ -133,7 +136,7 @@ impl Output {
                 }
                 match read {
                     Read::Event(stored) => {
-                        let item = Item::new(stored, true, None);
+                        let item = Item::new(stored, true);
                         self.in_memory += 1;
                         self.bytes_in_memory += item.bytes;
                         lane.push(item);
@@ -141,35 +144,12 @@ impl Output {
                     Read::Corrupt { sequence } => {
                         lane.taken_through = sequence;
                         self.books.corrupt(sequence, true);
-                        self.metrics.publish.parked_total.with_label_values(&[self.name.as_str(), "corrupt"]).inc();
+                        tell_corrupt(&self.name, &self.metrics, sequence);
                     }
                 }
             }
         }
         Ok(worked)
-    }
-
-    pub(super) fn take_up_parked(&mut self, now: Instant) {
-        let Ok(due) = self.reader.parked_due(self.number, clock::now(), PARKED_AT_A_TIME) else { return };
-        for row in due {
-            let Read::Event(stored) = row.read else {
-                self.books.give_up(row.read.sequence(), row.attempts);
-                continue;
-            };
-            if !self.books.begin_again(stored.sequence) {
-                continue; // On its way already.
-            }
-            let topic = self.router.route(&stored.event.account, &stored.event.name);
-            let lane = self.lane(&topic, now);
-            let item = Item::new(stored, true, Some(row.attempts));
-            if self.lanes[lane].is_stuck(now) {
-                self.books.parked_again(&item);
-                continue;
-            }
-            self.in_memory += 1;
-            self.bytes_in_memory += item.bytes;
-            self.lanes[lane].push(item);
-        }
     }
 
     /// Gives held rows the names that their topics have now, and makes a lane of each. False if it was told to stop before, or the journal was replaced.
@@ -181,7 +161,7 @@ impl Output {
                 Err(error) => {
                     warn!(output = %self.name, "the journal cannot be read: {error}; trying again");
                     tokio::time::sleep(READ_AGAIN).await;
-                    if self.stop.borrow().is_some() || *self.journal.id() != *self.journal_id {
+                    if self.stop.borrow().is_some() || !Arc::ptr_eq(&self.journal.id(), &self.journal_id) {
                         return false;
                     }
                 }
@@ -199,13 +179,13 @@ impl Output {
             let mut after = 0;
             loop {
                 let held = self.reader.held_after(self.number, after, 1_000).map_err(text)?;
-                let Some((_, last)) = held.last() else { break };
-                after = last.sequence();
-                for (lane, read) in &held {
-                    let Read::Event(stored) = read else { continue };
-                    let topic = self.router.route(&stored.event.account, &stored.event.name);
+                let Some((last, ..)) = held.last() else { break };
+                after = *last;
+                for (sequence, lane, kind) in &held {
+                    let Some((account, name)) = kind else { continue }; // It is parked when its turn comes.
+                    let topic = self.router.route(account, name);
                     if **lane != *topic {
-                        self.books.rename(stored.sequence, &topic);
+                        self.books.rename(*sequence, &topic);
                     }
                 }
                 self.books.save_now(&self.journal, self.window.cursor()).await?;
@@ -224,4 +204,10 @@ impl Output {
         }
         Ok(())
     }
+}
+
+/// An event that cannot be read is named once, when it is parked for that.
+pub(super) fn tell_corrupt(output: &OutputName, metrics: &Metrics, sequence: u64) {
+    error!(output = %output, event.sequence = sequence, "an event's row in the journal is corrupt; it is parked");
+    metrics.publish.parked_total.with_label_values(&[output.as_str(), "corrupt"]).inc();
 }
