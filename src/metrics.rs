@@ -35,6 +35,8 @@ pub const UNAVAILABLE_REASONS: [&str; 7] =
     ["journal_full", "disk", "deadline", "queue_full", "memory", "shutting_down", "panic"];
 /// The values of the label `reason` of `http_refused_total`.
 pub const HTTP_REFUSED_REASONS: [&str; 4] = ["not_found", "method", "headers", "bad_request"];
+/// The values of the label `kind` of `connections_evicted_total`: what a connection was doing when it was closed to make room.
+pub const EVICTED_KINDS: [&str; 5] = ["silent", "idle", "head", "body", "handshake"];
 /// The values of the label `reason` of `events_parked_total`.
 pub const PARKED_REASONS: [&str; 4] = ["too_large", "rejected", "corrupt", "other"];
 /// The values of the label `reason` of `topic_held`.
@@ -80,6 +82,8 @@ pub struct IngressMetrics {
     pub http_refused: IntCounterVec,
     /// At `ingress.connections_max` idle ones are closed first.
     pub connections: IntGauge,
+    /// By what they were doing: connections closed to make room. Rises: more connections than `ingress.connections_max`, or an attack.
+    pub evicted: IntCounterVec,
     /// From a request's first byte to its answer, seconds. SIPSIM gives up at 2.
     pub duration: Histogram,
 }
@@ -212,6 +216,9 @@ impl Metrics {
         for reason in HTTP_REFUSED_REASONS {
             self.ingress.http_refused.with_label_values(&[reason]);
         }
+        for kind in EVICTED_KINDS {
+            self.ingress.evicted.with_label_values(&[kind]);
+        }
         for account in &config.accounts {
             let account = account.name.as_str();
             for outcome in OUTCOMES {
@@ -271,6 +278,12 @@ impl IngressMetrics {
             unavailable: int_counter_vec(r, "unavailable_total", "Answers 503, by reason.", &["reason"]),
             http_refused: int_counter_vec(r, "http_refused_total", "Requests that are no webhooks.", &["reason"]),
             connections: int_gauge(r, "http_connections", "Open connections to the public port."),
+            evicted: int_counter_vec(
+                r,
+                "connections_evicted_total",
+                "Connections closed to make room, by what they were doing.",
+                &["kind"],
+            ),
             duration: histogram(
                 r,
                 "webhook_duration_seconds",

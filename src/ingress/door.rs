@@ -126,7 +126,11 @@ impl<K: Keep> Door<K> {
         let verified = verified.map_err(|refused| self.explained(account, &arrival.head, Some(body), refused))?;
         let event = event_of(verified, |body| Derived::from_body(body, &self.rooms.extra))?; // Cannot fail but by a fault of ours.
         let kept = timeout_at(arrival.deadline, self.rooms.journal.append(event)).await;
-        Ok(kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??)
+        let receipt = kept.map_err(|_late| Refusal::Unavailable(Unavailable::Deadline))??;
+        if !receipt.duplicate {
+            connection.prove(account.tolerance);
+        }
+        Ok(receipt)
     }
 
     /// Large bodies are hashed beside the threads that serve everybody else, one at a time: an 8 MiB body takes tens of milliseconds a secret.
@@ -169,23 +173,16 @@ impl<K: Keep> Door<K> {
         let deadline = first_byte + self.limits.deadline;
         let mut arrival = Arrival { head, body, deadline, account: None };
         let taken_in = self.take_in(connection, &mut arrival).await;
-        let (mut answer, leftover) = match &taken_in {
-            Ok(receipt) => {
-                connection.prove();
-                (accepted(receipt), None)
-            }
+        let (answer, leftover) = match &taken_in {
+            // The very same request again proves nothing: anybody who captured it can send it. So it is the last on its connection.
+            Ok(receipt) if receipt.duplicate => (last(accepted(receipt)), None),
+            Ok(receipt) => (accepted(receipt), None),
             Err(refusal) => {
-                let mut answer = refusal.answer();
                 let (leftover, is_last) = rest_of(arrival.body, &arrival.head, *refusal);
-                if is_last {
-                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                (answer, leftover)
+                (if is_last { last(refusal.answer()) } else { refusal.answer() }, leftover)
             }
         };
-        if self.stopping.answers_close.load(Ordering::Relaxed) {
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        let answer = if self.stopping.answers_close.load(Ordering::Relaxed) { last(answer) } else { answer };
         let now = Instant::now();
         self.tally.count(arrival.account.as_ref(), &taken_in, now - first_byte);
         connection.answered(leftover, now);
@@ -201,6 +198,12 @@ impl<K: Keep> Door<K> {
     pub fn tell_ended(&self) {
         self.registry.tell_ended();
     }
+}
+
+/// Says that no further answer follows on the connection.
+fn last(mut answer: Answer) -> Answer {
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 /// Another program may see the request end elsewhere; see [`super::framing`].

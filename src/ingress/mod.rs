@@ -77,8 +77,8 @@ impl<K: Keep> Ingress<K> {
         let (address, listener) = listening.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {} (ingress.listen): {error}", config.listen))
         })?;
-        let registry =
-            Registry::new(descriptors::connections_max(config.connections_max), metrics.ingress.connections.clone());
+        let connections_max = descriptors::connections_max(config.connections_max);
+        let registry = Registry::new(connections_max, metrics.ingress.connections.clone(), &metrics.ingress.evicted);
         let accounts: Vec<_> = rooms.accounts.names().collect();
         let door = Door {
             limits: Limits { body_max: config.body_max, deadline: config.deadline },
@@ -229,6 +229,7 @@ async fn reap<K: Keep>(door: Arc<Door<K>>, patience: Patience) {
         if now.duration_since(minute) >= MINUTE {
             minute = now;
             door.tally.log_minute();
+            door.tally.log_evicted(door.registry.evicted());
         }
         let _ = timeout(MINUTE, door.registry.any()).await; // Who has nobody to look after sleeps.
     }

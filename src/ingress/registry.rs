@@ -2,16 +2,17 @@
 //! hyper's own header timeout also runs while a connection idles between requests.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::body::Leftover;
+use crate::metrics::EVICTED_KINDS;
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,20 @@ pub enum Phase {
     Drain,
     /// Our side is closed; what the peer still sends is thrown away.
     Linger,
+}
+
+impl Phase {
+    /// The label `kind` of `connections_evicted_total`, as a place in [`EVICTED_KINDS`].
+    fn kind(self) -> usize {
+        match self {
+            Self::Silent => 0,
+            Self::Idle | Self::Linger => 1,
+            Self::Head => 2,
+            // A request that is whole is never evicted.
+            Self::Body | Self::Drain | Self::Request => 3,
+            Self::Handshake => 4,
+        }
+    }
 }
 
 const PHASES: [Phase; 8] = [
@@ -93,25 +108,34 @@ const YOUNG: Duration = Duration::from_millis(250);
 /// newcomers are many.
 const CHOSEN_MAX: usize = 128;
 
-/// Who goes first when there is no room: of strangers those that say nothing, then those that are slow to ask, then those that are slow to send
-/// a body, which nobody can judge before its end; then whoever has just come, or a genuine sender on a new connection would make room for the
-/// slow. Only then connections that once carried a genuine request. Smaller goes earlier.
+/// The order in which connections are closed when there is no room, smaller first. Of strangers those that say nothing, then those that are slow
+/// to ask, then those that are slow to send a body, which nobody can judge before its end; then whoever has just come, or a genuine sender on a
+/// new connection would make room for the slow. Only then connections that carried a genuine request within the tolerance.
 fn dispensability(phase: Phase, age: Duration, is_proved: bool) -> Option<u8> {
     let rank = match phase {
         Phase::Silent | Phase::Idle | Phase::Linger => 0,
         Phase::Handshake | Phase::Head | Phase::Drain => 1,
-        Phase::Body if !is_proved => 2,
-        Phase::Body | Phase::Request => return None,
+        Phase::Body => 2,
+        Phase::Request => return None,
     };
     Some(match is_proved {
         true => PROVED + rank,
-        false if age < YOUNG => 3,
+        // One that only waits for its peer to close was answered: its sender is not about to ask.
+        false if age < YOUNG && phase != Phase::Linger => 3,
         false => rank,
     })
 }
 
 /// The first rank of connections that carried a genuine request.
 const PROVED: u8 = 4;
+/// Of them, the rank of those that send a body now. They are closed only where proved connections take places that belong to newcomers.
+const PROVED_BODY: u8 = PROVED + 2;
+
+/// How many places belong to connections that have proved nothing yet: a quarter. Every genuine sender's connection begins as one. If proved
+/// connections could take all places, whoever gets hold of enough genuine requests would shut all new connections out.
+fn newcomers_share(connections_max: usize) -> usize {
+    connections_max.div_ceil(4)
+}
 
 /// One connection, as its own task tells it and as the others see it.
 pub struct Watched {
@@ -125,8 +149,8 @@ pub struct Watched {
     begun_at: AtomicU64,
     /// Microseconds from `began` to when a write found the peer not reading; 0 while writes go through.
     stalled_since: AtomicU64,
-    /// It once carried a genuine request.
-    proved: AtomicBool,
+    /// Microseconds from `began` to when the proof lapses that a genuine request gave; 0: there was none.
+    proved_until: AtomicU64,
     /// Requests whose heads were complete.
     requests: AtomicU32,
     /// The first of them that can be read in two ways, from 1; `u32::MAX` while there is none.
@@ -147,7 +171,7 @@ impl Watched {
             begun: AtomicU32::new(0),
             begun_at: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
-            proved: AtomicBool::new(false),
+            proved_until: AtomicU64::new(0),
             requests: AtomicU32::new(0),
             ambiguous_from: AtomicU32::new(u32::MAX),
             order: AtomicU8::new(0),
@@ -223,9 +247,15 @@ impl Watched {
         self.set(Phase::Request, self.get().1);
     }
 
-    /// A genuine request came over this connection: it is no stranger's.
-    pub fn prove(&self) {
-        self.proved.store(true, Ordering::Relaxed);
+    /// A genuine request that was not here before came over this connection. It counts as a sender's for as long as the account's tolerance lets
+    /// a captured request be of use.
+    pub fn prove(&self, tolerance: Duration) {
+        let until = self.age().saturating_add(tolerance.as_micros() as u64);
+        self.proved_until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    fn is_proved_at(&self, now: Instant) -> bool {
+        self.age_at(now) < self.proved_until.load(Ordering::Relaxed)
     }
 
     /// The answer is made. With `leftover`, the rest of the request's body is still to come, and has the request's deadline.
@@ -303,7 +333,7 @@ impl Watched {
         let (phase, since) = phase_of(state);
         // It counts from each connection's own beginning: compare moments.
         let since = self.began + Duration::from_micros(since);
-        let is_proved = self.proved.load(Ordering::Relaxed);
+        let is_proved = self.is_proved_at(now);
         let rank = dispensability(phase, now.saturating_duration_since(since), is_proved)?;
         Some(Dispensable { rank, since, id: self.id, state })
     }
@@ -334,6 +364,8 @@ pub struct Registry {
     /// Told whenever a connection has ended.
     ended: Notify,
     gauge: IntGauge,
+    /// In the order of [`EVICTED_KINDS`].
+    evicted: [IntCounter; EVICTED_KINDS.len()],
 }
 
 #[derive(Default)]
@@ -351,20 +383,21 @@ impl Open {
         self.staying.values().chain(self.leaving.values())
     }
 
-    /// Tells the most dispensable one to go; it no longer counts. False if every one has a request under way. One that is dismissed politely
-    /// still takes a descriptor until its peer has closed too, or [`LINGER`] is over.
-    fn dismiss_one(&mut self, politely: bool) -> bool {
-        let Some(watched) = self.next_chosen() else { return false };
+    /// Tells the most dispensable one to go; it no longer counts. Gives what it was doing; `None` if every one has a request under way. One that
+    /// is dismissed politely still takes a descriptor until its peer has closed too, or [`LINGER`] is over.
+    fn dismiss_one(&mut self, connections_max: usize, politely: bool) -> Option<Phase> {
+        let watched = self.next_chosen(connections_max)?;
+        let phase = watched.phase();
         watched.order(if politely && watched.is_waiting() { Order::Finish } else { Order::Cut });
         self.leaving.insert(watched.id, watched);
-        true
+        Some(phase)
     }
 
     /// Takes out who is to go next.
-    fn next_chosen(&mut self) -> Option<Arc<Watched>> {
+    fn next_chosen(&mut self, connections_max: usize) -> Option<Arc<Watched>> {
         loop {
             if self.chosen.is_empty() {
-                self.choose();
+                self.choose(connections_max);
             }
             let (id, state) = self.chosen.pop()?;
             let is_as_it_was = |watched: &Arc<Watched>| watched.state.load(Ordering::Relaxed) == state;
@@ -375,13 +408,21 @@ impl Open {
         }
     }
 
-    fn choose(&mut self) {
+    fn choose(&mut self, connections_max: usize) {
         let now = Instant::now();
         let mut dispensable: Vec<_> = self.staying.values().filter_map(|watched| watched.dispensability(now)).collect();
         dispensable.sort_unstable();
-        // A connection that carried a genuine request goes only if at that moment there is no stranger to go.
         let strangers = dispensable.iter().take_while(|one| one.rank < PROVED).count();
-        dispensable.truncate(strangers.clamp(1, CHOSEN_MAX));
+        let proved = self.staying.values().filter(|watched| watched.is_proved_at(now)).count();
+        let proved_too_many = proved.saturating_sub(connections_max - newcomers_share(connections_max));
+        if proved_too_many > 0 && strangers < dispensable.len() {
+            dispensable.drain(..strangers);
+            dispensable.truncate(proved_too_many.min(CHOSEN_MAX));
+        } else {
+            // A proved connection goes only if at that moment there is no stranger to go, and not while it sends a body.
+            dispensable.truncate(strangers.clamp(1, CHOSEN_MAX));
+            dispensable.retain(|one| one.rank < PROVED_BODY);
+        }
         self.chosen.extend(dispensable.iter().rev().map(|one| (one.id, one.state)));
     }
 }
@@ -396,8 +437,29 @@ struct Dispensable {
 }
 
 impl Registry {
-    pub fn new(connections_max: usize, gauge: IntGauge) -> Arc<Self> {
-        Arc::new(Self { connections_max, open: Mutex::default(), admitted: Notify::new(), ended: Notify::new(), gauge })
+    pub fn new(connections_max: usize, gauge: IntGauge, evicted: &IntCounterVec) -> Arc<Self> {
+        Arc::new(Self {
+            connections_max,
+            open: Mutex::default(),
+            admitted: Notify::new(),
+            ended: Notify::new(),
+            gauge,
+            evicted: EVICTED_KINDS.map(|kind| evicted.with_label_values(&[kind])),
+        })
+    }
+
+    /// As [`Open::dismiss_one`], and counts it.
+    fn dismiss_one(&self, open: &mut Open, politely: bool) -> bool {
+        let dismissed = open.dismiss_one(self.connections_max, politely);
+        if let Some(phase) = dismissed {
+            self.evicted[phase.kind()].inc();
+        }
+        dismissed.is_some()
+    }
+
+    /// How many were told to go so far to make room, in the order of [`EVICTED_KINDS`].
+    pub fn evicted(&self) -> [u64; EVICTED_KINDS.len()] {
+        self.evicted.each_ref().map(IntCounter::get)
     }
 
     /// Lets a connection in, making room for it if it must. `None`: every place is taken by a request under way, or by those that are to go.
@@ -405,7 +467,7 @@ impl Registry {
         let mut open = lock(&self.open);
         if open.staying.len() >= self.connections_max {
             let leaving = open.leaving.len();
-            if leaving >= LEAVING_WAITS || !open.dismiss_one(leaving < LEAVING_MAX) {
+            if leaving >= LEAVING_WAITS || !self.dismiss_one(&mut open, leaving < LEAVING_MAX) {
                 return None;
             }
         }
@@ -424,7 +486,7 @@ impl Registry {
         for leaving in open.leaving.values() {
             leaving.order(Order::Cut);
         }
-        !open.leaving.is_empty() || open.dismiss_one(false)
+        !open.leaving.is_empty() || self.dismiss_one(&mut open, false)
     }
 
     /// Tells every connection that has outstayed its phase to go.

@@ -13,7 +13,7 @@ use super::refusal::Refusal;
 use super::registry::lock;
 use crate::config::AccountName;
 use crate::journal::Receipt;
-use crate::metrics::{Metrics, OUTCOMES};
+use crate::metrics::{EVICTED_KINDS, Metrics, OUTCOMES};
 
 pub struct Tally {
     metrics: Arc<Metrics>,
@@ -21,6 +21,8 @@ pub struct Tally {
     accounts: HashMap<AccountName, Outcomes>,
     /// By account and reason: how many since the log last spoke of them. Both are closed sets.
     unlogged: Mutex<HashMap<(Option<AccountName>, &'static str), Refused>>,
+    /// Evicted connections of which the log has spoken, in the order of [`EVICTED_KINDS`].
+    evicted_logged: Mutex<[u64; EVICTED_KINDS.len()]>,
 }
 
 /// An account's counters, in the order of [`OUTCOMES`].
@@ -45,7 +47,7 @@ impl Tally {
             Outcomes(OUTCOMES.map(|outcome| metrics.ingress.webhooks.with_label_values(&[account.as_str(), outcome])))
         };
         let accounts = accounts.into_iter().map(|account| (account.clone(), counters(&account))).collect();
-        Self { metrics, accounts, unlogged: Mutex::default() }
+        Self { metrics, accounts, unlogged: Mutex::default(), evicted_logged: Mutex::default() }
     }
 
     /// Counts one answer. `account` is `None` for what is no webhook.
@@ -130,6 +132,27 @@ impl Tally {
             );
         }
     }
+
+    /// Says how many connections were closed in the last minute to make room, by what they were doing. To be called once a minute, with how many
+    /// there were so far.
+    pub fn log_evicted(&self, evicted: [u64; EVICTED_KINDS.len()]) {
+        let before = std::mem::replace(&mut *lock(&self.evicted_logged), evicted);
+        let closed = std::array::from_fn(|kind| evicted[kind].saturating_sub(before[kind]));
+        let [silent, idle, head, body, handshake]: [u64; EVICTED_KINDS.len()] = closed;
+        let count: u64 = closed.iter().sum();
+        if count > 0 {
+            warn!(
+                count,
+                silent,
+                idle,
+                head,
+                body,
+                handshake,
+                "closed {count} connections within a minute to make room for new ones (silent {silent}, idle {idle}, head {head}, body {body}, \
+                 handshake {handshake}); if they are not an attack, raise ingress.connections_max and the limit of open files"
+            );
+        }
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +206,22 @@ mod tests {
             assert!(lines[1].contains("refused 999 more within a minute (account -): tls"), "{lines:?}");
             let series = String::from_utf8(tally.metrics.text([])).unwrap();
             assert!(!series.contains("reason=\"tls\""), "{series}");
+        });
+    }
+
+    #[test]
+    fn evictions_are_said_once_a_minute_by_kind() {
+        with_tally(|tally, _, log| {
+            tally.log_evicted([0; 5]);
+            assert!(log.lines().is_empty());
+            tally.log_evicted([7, 1, 0, 0, 2]);
+            tally.log_evicted([7, 1, 0, 0, 2]);
+            tally.log_evicted([8, 1, 0, 0, 2]);
+            let lines = log.lines();
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            let first = "closed 10 connections within a minute to make room for new ones (silent 7, idle 1, head 0, body 0, handshake 2)";
+            assert!(lines[0].contains(first), "{lines:?}");
+            assert!(lines[1].contains("closed 1 connections within a minute"), "{lines:?}");
         });
     }
 

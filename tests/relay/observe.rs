@@ -30,11 +30,12 @@ fn promtool_is_content_with_the_metrics() {
 
 /// DESIGN §6: name without prefix, type, labels, and how many series there are from the start with two outputs, one account and one secret.
 #[rustfmt::skip] // A line is a metric.
-const METRICS: [(&str, &str, &[&str], usize); 44] = [
+const METRICS: [(&str, &str, &[&str], usize); 45] = [
     ("webhooks_total", "counter", &["account", "outcome"], 9),
     ("unavailable_total", "counter", &["reason"], 7),
     ("http_refused_total", "counter", &["reason"], 4),
     ("http_connections", "gauge", &[], 1),
+    ("connections_evicted_total", "counter", &["kind"], 5),
     ("webhook_duration_seconds", "histogram", &[], 1),
     ("webhooks_recovered_total", "counter", &["account"], 1),
     ("clock_skew_seconds", "gauge", &[], 1),

@@ -345,6 +345,22 @@ pub const HANDSHAKES: Attack = Attack {
     },
 };
 
+/// A genuine request as a consumer of its topic has it, sent again, and half of another one behind it. On connections that are kept until the
+/// relay closes them.
+pub const REPLAY: Attack = Attack {
+    name: "a replayed genuine request",
+    connections: 700,
+    pause: SHORT,
+    life: |mut stream, _| {
+        Box::pin(async move {
+            stream.write_all(super::captured().0.as_bytes()).await?;
+            let _part_of_the_answer = stream.read(&mut [0; 512]).await?;
+            stream.write_all(format!("{}{{", head("Content-Length: 1000\r\n")).as_bytes()).await?;
+            until_closed(stream).await
+        })
+    },
+};
+
 pub const ADMIN_REQUESTS: Attack = Attack {
     name: "a flood of requests for /metrics",
     connections: 200,

@@ -47,6 +47,24 @@ const TOGETHER: [Besieger; 6] = [
 ];
 const ADMIN: [Attack; 4] = [attack::SILENT, attack::ADMIN_REQUESTS, attack::COMING_AND_GOING, attack::GARBAGE];
 
+/// A genuine request, signed when it is first asked for, and its body.
+fn captured() -> &'static (String, String) {
+    static CAPTURED: OnceLock<(String, String)> = OnceLock::new();
+    CAPTURED.get_or_init(|| {
+        let (body, timestamp) = (support::oracle::body(99, 0), support::now().to_string());
+        let signature = support::sign(support::SECRET, &timestamp, body.as_bytes());
+        let request = format!(
+            "POST {} HTTP/1.1\r\nHost: relay\r\nContent-Length: {}\r\nX-Webhook-Timestamp: {timestamp}\r\nX-Webhook-Signature: {signature}\r\n\r\n{body}",
+            support::PATH,
+            body.len()
+        );
+        (request, body)
+    })
+}
+
+/// Between two places of one continent.
+const ROUND_TRIP: Duration = Duration::from_millis(20);
+
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} wants a whole number, not {text:?}")),
@@ -78,6 +96,26 @@ impl Scene {
         relay.run();
         let address = relay.ingress;
         Self::new(relay, Arc::new(move || Client::connect_secure(address, TIMEOUT, &tls.trusting)))
+    }
+
+    /// Has SIPSIM send the request that attackers then have too.
+    fn capture(&mut self) {
+        let (request, body) = captured();
+        let begin = Instant::now();
+        let answer = (self.connect)().and_then(|mut client| {
+            client.send(request.as_bytes())?;
+            client.answer()
+        });
+        let answer = answer.expect("an answer");
+        let id = answer.json()["id"].as_str().map(str::to_owned);
+        let body = body.clone();
+        self.sent.push(support::Sent {
+            body,
+            status: Some(answer.status),
+            id,
+            latency: begin.elapsed(),
+            stalled: false,
+        });
     }
 
     /// Runs these attacks together, and judges.
@@ -134,6 +172,24 @@ fn sipsim_does_not_notice_attacks_on_the_public_port() {
     for attack in ADMIN {
         scene.besiege(&format!("on the admin port, {}", attack.name), &[(Besieger::Own(attack), admin)]);
     }
+    scene.end();
+}
+
+/// Places for fewer connections than the attackers have.
+#[test]
+fn sipsim_does_not_notice_a_replayed_request() {
+    let relay = Relay::start("[ingress]\nconnections_max = 512\n");
+    let address = relay.ingress;
+    // A request comes a round trip after its connection. Without that, a fresh connection is a request under way before anybody can push it out.
+    let connect = move || Client::connect_with(address, TIMEOUT).inspect(|_| thread::sleep(ROUND_TRIP));
+    let mut scene = Scene::new(relay, Arc::new(connect));
+    scene.capture();
+    scene.besiege(attack::REPLAY.name, &[(Besieger::Own(attack::REPLAY), address)]);
+    let both = [attack::REPLAY, attack::SILENT].map(|attack| (Besieger::Own(attack), address));
+    scene.besiege("a replayed genuine request, and 10,000 silent connections", &both);
+    let metrics = scene.relay.metrics();
+    assert!(metrics.sum("sipsim_relay_connections_evicted_total", &[("kind", "silent")]) > 0.0);
+    assert_eq!(metrics.sum("sipsim_relay_webhooks_total", &[("outcome", "accepted")]), scene.sent.len() as f64);
     scene.end();
 }
 

@@ -3,8 +3,11 @@ use super::*;
 const PATIENCE: Patience = Patience { deadline: Duration::from_millis(1800), idle: Duration::from_secs(620) };
 
 fn registry(connections_max: usize) -> Arc<Registry> {
-    Registry::new(connections_max, IntGauge::new("open", "open").unwrap())
+    let evicted = IntCounterVec::new(prometheus::Opts::new("evicted", "evicted"), &["kind"]).unwrap();
+    Registry::new(connections_max, IntGauge::new("open", "open").unwrap(), &evicted)
 }
+
+const TOLERANCE: Duration = Duration::from_secs(300);
 
 fn order_of(watched: &Watched) -> Option<Order> {
     match watched.poll_order(&mut Context::from_waker(Waker::noop())) {
@@ -80,6 +83,7 @@ fn room_is_made_by_the_silent_then_the_slow_then_the_young_never_by_a_whole_requ
     assert_eq!(order_of(&young.watched), Some(Order::Finish));
     assert!(registry.admit(Phase::Request).is_none(), "five requests are under way");
     assert_eq!(order_of(&serving.watched), None);
+    assert_eq!(registry.evicted(), [1, 1, 1, 1, 0], "each is counted as what it was doing");
     newcomers.clear();
     assert!(registry.admit(Phase::Request).is_some());
 }
@@ -140,8 +144,8 @@ fn a_stranger_goes_before_a_connection_that_carried_a_genuine_request() {
     let registry = registry(3);
     let [known, too] = [1, 2].map(|_| grown_up(&registry, Phase::Idle));
     let stranger = registry.admit(Phase::Head).expect("there is room for three");
-    known.watched.prove();
-    too.watched.prove();
+    known.watched.prove(TOLERANCE);
+    too.watched.prove(TOLERANCE);
     let newcomer = registry.admit(Phase::Request).expect("the stranger goes");
     let orders = |all: &[&Admitted]| all.iter().map(|one| order_of(&one.watched)).collect::<Vec<_>>();
     assert_eq!(orders(&[&known, &too, &stranger]), [None, None, Some(Order::Cut)]);
@@ -149,6 +153,47 @@ fn a_stranger_goes_before_a_connection_that_carried_a_genuine_request() {
     assert_eq!(orders(&[&known, &too]), [Some(Order::Finish), None]);
     let _one_more = registry.admit(Phase::Silent).expect("now there is one");
     assert_eq!(orders(&[&too, &newcomer, &another]), [None, None, Some(Order::Finish)]);
+}
+
+#[test]
+fn a_quarter_of_the_places_belongs_to_newcomers_however_many_are_proved() {
+    let registry = registry(8);
+    let proved =
+        [Phase::Body, Phase::Idle, Phase::Idle, Phase::Body, Phase::Body, Phase::Body, Phase::Body, Phase::Body]
+            .map(|phase| grown_up(&registry, phase));
+    proved.iter().for_each(|one| one.watched.prove(TOLERANCE));
+    let ordered = || proved.iter().map(|one| order_of(&one.watched).is_some()).collect::<Vec<_>>();
+    let first = registry.admit(Phase::Silent).expect("the longest idle proved one goes");
+    assert_eq!(ordered(), [false, true, false, false, false, false, false, false]);
+    let second = registry.admit(Phase::Silent).expect("and the next");
+    assert_eq!(ordered(), [false, false, true, false, false, false, false, false]);
+    let third = registry.admit(Phase::Silent).expect("six are proved: of the two others the older goes");
+    assert_eq!(ordered(), [false; 8]);
+    assert_eq!([&first, &second, &third].map(|one| order_of(&one.watched).is_some()), [true, false, false]);
+    third.watched.prove(TOLERANCE);
+    second.watched.enter(Phase::Request);
+    third.watched.enter(Phase::Request);
+    let _fourth = registry.admit(Phase::Silent).expect("seven are proved: one that sends its body goes");
+    assert_eq!(ordered().iter().filter(|is_ordered| **is_ordered).count(), 1);
+}
+
+#[test]
+fn what_is_answered_and_only_waits_for_its_peer_to_close_is_not_taken_for_a_newcomer() {
+    let registry = registry(2);
+    let [newcomer, answered] =
+        [Phase::Silent, Phase::Linger].map(|phase| registry.admit(phase).expect("there is room"));
+    let _another = registry.admit(Phase::Silent);
+    assert_eq!([&newcomer, &answered].map(|one| order_of(&one.watched)), [None, Some(Order::Cut)]);
+}
+
+#[test]
+fn a_proof_lapses_with_the_tolerance() {
+    let registry = registry(2);
+    let [lapsed, proved] = [1, 2].map(|_| grown_up(&registry, Phase::Idle));
+    proved.watched.prove(TOLERANCE);
+    lapsed.watched.prove(Duration::ZERO);
+    let _newcomer = registry.admit(Phase::Silent);
+    assert_eq!([&lapsed, &proved].map(|one| order_of(&one.watched)), [Some(Order::Finish), None]);
 }
 
 #[test]

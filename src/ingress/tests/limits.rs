@@ -226,6 +226,33 @@ async fn past_the_most_connections_the_longest_idle_one_goes() {
 }
 
 #[tokio::test]
+async fn a_replayed_request_keeps_no_place_from_a_newcomer() {
+    let relay = start(|limits| limits.connections_max = 8).await;
+    relay.journal.will(Script::Duplicate);
+    let captured = post("1");
+    let mut replaying = Vec::new();
+    for _ in 0..8 {
+        let mut peer = relay.connect().await;
+        peer.send(&captured).await;
+        let answer = peer.answer().await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.is_last());
+        replaying.push(peer); // Which does not close.
+    }
+    relay.journal.will(Script::Keep);
+    let mut genuine = relay.connect().await;
+    genuine.send(post("2")).await;
+    assert_eq!(genuine.answer().await.status, 200);
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(relay.connect().await);
+    }
+    wait_for("the silent ones to make room", || relay.serving.door.registry.evicted().iter().sum::<u64>() >= 15).await;
+    genuine.send(post("3")).await;
+    assert_eq!(genuine.answer().await.status, 200, "what was accepted anew proves its connection");
+}
+
+#[tokio::test]
 async fn many_may_wait_to_be_accepted_and_none_has_to_knock_again() {
     // More than tokio's own listener lets wait, and what the system allows; each takes a descriptor here.
     let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();

@@ -14,7 +14,9 @@ async fn a_signed_webhook_is_kept_and_answered_with_its_id() {
     assert_eq!(relay.outcome("accepted"), 1);
     relay.journal.will(Script::Duplicate);
     peer.send(post(r#"{"event":"test"}"#)).await;
-    assert_eq!(peer.answer().await.status, 200);
+    let answer = peer.answer().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.is_last(), "whoever captured a request can send it again");
     assert_eq!((relay.outcome("accepted"), relay.outcome("duplicate")), (1, 1));
     assert_eq!(relay.metrics.ingress.duration.get_sample_count(), 2);
 }

@@ -82,7 +82,7 @@ async fn a_handshake_waits_while_as_many_sign_as_may() {
     let metrics = Metrics::new(&configuration());
     let tls = Tls::load(&files(folder.path()), &metrics).unwrap();
     let listener = crate::ingress::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let registry = Registry::new(1, metrics.ingress.connections.clone());
+    let registry = Registry::new(1, metrics.ingress.connections.clone(), &metrics.ingress.evicted);
     let admitted = registry.admit(Phase::Handshake).expect("there is room");
     let address = listener.local_addr().unwrap();
     let others = tls.signing.acquire_many(tls.signing.available_permits() as u32).await.unwrap();
