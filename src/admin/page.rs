@@ -204,18 +204,18 @@ fn write_accounts(page: &mut String, status: &Status) -> std::fmt::Result {
 
 fn write_last_refused(page: &mut String, status: &Status) -> std::fmt::Result {
     let Some(refused) = &status.last_refused else { return Ok(()) };
-    let text = |key| refused.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
-    write!(
-        page,
-        "<h2>Newest refused webhook</h2>\n<p>{}, account {}, {}</p>\n<ul>",
-        Text(text("at")),
-        Text(text("account")),
-        Text(text("reason"))
-    )?;
-    for cause in refused.get("diagnosis").and_then(serde_json::Value::as_array).into_iter().flatten() {
-        write!(page, "<li>{}", Text(cause.as_str().unwrap_or_default()))?;
+    let items =
+        |of: &serde_json::Value, key| of.get(key).and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+    page.write_str("<h2>Newest refused webhook, and of each other account and cause</h2>\n")?;
+    for refused in std::iter::once(refused.clone()).chain(items(refused, "earlier")) {
+        let text = |key| refused.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+        write!(page, "<p>{}, account {}, {}</p>\n<ul>", Text(text("at")), Text(text("account")), Text(text("reason")))?;
+        for cause in items(&refused, "diagnosis") {
+            write!(page, "<li>{}", Text(cause.as_str().unwrap_or_default()))?;
+        }
+        page.write_str("</ul>\n")?;
     }
-    page.write_str("</ul>\n")
+    Ok(())
 }
 
 fn write_outputs(page: &mut String, status: &Status) -> std::fmt::Result {

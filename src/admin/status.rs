@@ -15,7 +15,7 @@ use crate::journal::OutputRow;
 use crate::metrics::{Metrics, OUTCOMES, UNAVAILABLE_REASONS};
 use crate::publish::{OutputStatus, Outputs};
 
-/// The newest refused request's diagnosis, without its body; a JSON object, or nothing was refused yet.
+/// The newest refused request's diagnosis, without its body, and as `earlier` that of each other account and kind of cause; a JSON object, or nothing was refused yet.
 pub type LastRefused = Arc<dyn Fn() -> Option<serde_json::Value> + Send + Sync>;
 
 /// All that the admin port reads from. It changes nothing.

@@ -190,7 +190,7 @@ pub struct VerifyArgs {
     /// Exit 1 also if the timestamp is outside the tolerance
     #[arg(long)]
     pub fresh: bool,
-    /// Ask the running relay why it refused its newest refused request
+    /// Ask the running relay why it refused its newest refused request, and the newest of each other account and cause
     #[arg(long, conflicts_with_all = ["body", "timestamp", "signature", "secret_file", "fresh"])]
     pub last: bool,
 }

@@ -231,7 +231,7 @@ impl Relay {
             outputs: outputs.clone(),
             last_refused: {
                 let accounts = Arc::clone(&accounts);
-                Arc::new(move || accounts.newest_explanation().as_ref().map(last_refused))
+                Arc::new(move || last_refused(&accounts.explanations()))
             },
         };
         let admin = Admin::bind(&config.admin, sources).await.map_err(|error| error.to_string())?;
@@ -335,14 +335,21 @@ impl Relay {
     }
 }
 
-/// As the status page and `verify --last` show it.
-fn last_refused(explanation: &Explanation) -> serde_json::Value {
-    serde_json::json!({
-        "at": explanation.at.rfc3339(),
-        "account": explanation.account.as_str(),
-        "reason": explanation.reason.as_str(),
-        "diagnosis": explanation.causes,
-    })
+/// As the status page and `verify --last` show it: the newest, and within it, as `earlier`, the newest of each other account and kind of cause.
+fn last_refused(explanations: &[Explanation]) -> Option<serde_json::Value> {
+    let as_json = |explanation: &Explanation| {
+        serde_json::json!({
+            "at": explanation.at.rfc3339(),
+            "account": explanation.account.as_str(),
+            "reason": explanation.reason.as_str(),
+            "cause": explanation.kind,
+            "diagnosis": explanation.causes,
+        })
+    };
+    let (newest, earlier) = explanations.split_first()?;
+    let mut newest = as_json(newest);
+    newest["earlier"] = earlier.iter().map(as_json).collect();
+    Some(newest)
 }
 
 /// Requests that a secret which came later proved genuine.

@@ -75,12 +75,13 @@ pub fn verify(question: &Question, now: Timestamp) -> Result<Answer, String> {
         body: &body,
         received_at: now,
     };
-    let diagnosis = diagnose(&evidence, &candidates);
+    let diagnosis = diagnose(&evidence, &candidates, usize::MAX);
     let right = diagnosis.signed_with.is_some() && (diagnosis.fresh || !question.fresh);
     Ok(Answer { text: diagnosis.to_string(), notices, right })
 }
 
-/// Prints what the running relay knows of its newest refused request: its diagnosis, never its body. False if there is one.
+/// Prints what the running relay knows of its newest refused request, and of the newest of each other account and kind of cause: the diagnosis, never a body.
+/// False if there is one.
 ///
 /// # Errors
 /// The relay's admin port does not answer, or not as this version does.
@@ -90,11 +91,16 @@ pub fn last(admin: SocketAddr) -> Result<bool, String> {
         print(b"The running relay has refused no webhook since its start.\n")?;
         return Ok(true);
     };
-    let text = |key: &str| refused[key].as_str().unwrap_or("?");
-    let mut lines = format!("{} {} {}\n", text("at"), text("account"), text("reason"));
-    for cause in refused["diagnosis"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        lines.push_str(cause);
-        lines.push('\n');
+    let earlier = refused["earlier"].as_array().into_iter().flatten();
+    let mut lines = String::new();
+    for refused in std::iter::once(refused).chain(earlier) {
+        let text = |key: &str| refused[key].as_str().unwrap_or("?");
+        let separator = if lines.is_empty() { "" } else { "\n" };
+        lines += &format!("{separator}{} {} {}\n", text("at"), text("account"), text("reason"));
+        for cause in refused["diagnosis"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            lines.push_str(cause);
+            lines.push('\n');
+        }
     }
     print(lines.as_bytes())?;
     Ok(false)

@@ -16,7 +16,7 @@ use crate::secret::Secret;
 mod rewrite;
 mod search;
 
-use search::{Found, search};
+use search::{CutShort, Found, Work, search};
 
 /// What came: the headers' values, however many, and the body.
 pub struct Evidence<'a> {
@@ -25,6 +25,9 @@ pub struct Evidence<'a> {
     pub body: &'a [u8],
     pub received_at: Timestamp,
 }
+
+/// Secrets that are named where none fits, so that the text does not grow with their number.
+const NAMED_MAX: usize = 4;
 
 /// A secret to try.
 pub struct Candidate<'a> {
@@ -87,6 +90,40 @@ pub enum Finding {
     BodyCompressed,
     /// None of what was tried makes it right; the secrets tried.
     NoSecretFits(Vec<String>),
+    /// Nothing that was tried makes it right, and not all was tried.
+    SearchCutShort,
+}
+
+impl Finding {
+    /// The kind of cause, of a closed set.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "header_missing",
+            Self::Empty(_) => "header_empty",
+            Self::Doubled(_) => "header_doubled",
+            Self::SignatureLength(_) => "signature_length",
+            Self::SignatureNotHex => "signature_not_hex",
+            Self::SignatureBase64 => "signature_base64",
+            Self::SignatureDecorated => "signature_decorated",
+            Self::TimestampNotSeconds => "timestamp_not_seconds",
+            Self::TimestampMilliseconds => "timestamp_milliseconds",
+            Self::OutsideTolerance(..) => "outside_tolerance",
+            Self::OtherSecret(_) => "other_secret",
+            Self::SecretSpoilt(..) => "secret_spoilt",
+            Self::SignedOtherwise(_) => "signed_otherwise",
+            Self::SignedOtherUnit => "signed_other_unit",
+            Self::BodyRewritten(_) => "body_rewritten",
+            Self::BodyEmpty => "body_empty",
+            Self::BodyCompressed => "body_compressed",
+            Self::NoSecretFits(_) => "no_secret_fits",
+            Self::SearchCutShort => "search_cut_short",
+        }
+    }
+
+    /// Whether it says that no secret of ours has to do with the request, so that anybody may have sent it.
+    pub fn is_unexplained(&self) -> bool {
+        matches!(self, Self::NoSecretFits(_) | Self::SearchCutShort)
+    }
 }
 
 impl<'a> Evidence<'a> {
@@ -99,8 +136,9 @@ impl<'a> Evidence<'a> {
 
 /// Finds out whether one of `candidates` signed this, and if none did, why not.
 ///
-/// Costs some thirty hashes of the body a secret, and for a JSON body of at most 256 KiB some two hundred more: not for every request.
-pub fn diagnose(evidence: &Evidence, candidates: &[Candidate]) -> Diagnosis {
+/// Costs some twenty hashes of the body for each secret that counts, and for a JSON body of at most 256 KiB some hundred more: not for every request. It gives
+/// up before it has hashed more than `work_max` bytes.
+pub fn diagnose(evidence: &Evidence, candidates: &[Candidate], work_max: usize) -> Diagnosis {
     let mut findings = Vec::new();
     let timestamp = single(&evidence.timestamps, Header::Timestamp, &mut findings);
     let signature = single(&evidence.signatures, Header::Signature, &mut findings);
@@ -110,19 +148,22 @@ pub fn diagnose(evidence: &Evidence, candidates: &[Candidate]) -> Diagnosis {
 
     let mut tolerance = candidates.iter().map(|candidate| candidate.tolerance).max().unwrap_or_default();
     let mut signed_with = None;
-    let (mut searched, mut explained) = (false, false);
+    let (mut unexplained, mut explained) = (None, false);
     if let (Some(timestamp), Some(mac)) = (timestamp, mac) {
-        searched = true;
-        let found = search(candidates, &mac, timestamp.trim_ascii(), evidence.body);
-        explained = found.is_some();
+        let found = search(candidates, &mac, timestamp.trim_ascii(), evidence.body, &mut Work::new(work_max));
+        explained = matches!(found, Ok(Some(_)));
         match found {
-            Some(found) if found.is_plain() && candidates[found.candidate].counts => {
+            Ok(Some(found)) if found.is_plain() && candidates[found.candidate].counts => {
                 let Candidate { name, tolerance: its, .. } = &candidates[found.candidate];
                 signed_with = well_formed.then(|| name.clone());
                 tolerance = *its;
             }
-            Some(found) => explain(found, candidates, &mut findings),
-            None => {}
+            Ok(Some(found)) => explain(found, candidates, &mut findings),
+            Ok(None) => {
+                let tried = candidates.iter().map(|candidate| candidate.name.clone()).collect();
+                unexplained = Some(Finding::NoSecretFits(tried));
+            }
+            Err(CutShort) => unexplained = Some(Finding::SearchCutShort),
         }
     }
     if !explained {
@@ -132,9 +173,7 @@ pub fn diagnose(evidence: &Evidence, candidates: &[Candidate]) -> Diagnosis {
             _ => {}
         }
     }
-    if searched && !explained {
-        findings.push(Finding::NoSecretFits(candidates.iter().map(|candidate| candidate.name.clone()).collect()));
-    }
+    findings.extend(unexplained);
     let fresh = signed_at.is_some_and(|at| is_fresh(Timestamp::from_seconds(at), evidence.received_at, tolerance));
     if let (Some(at), false) = (signed_at, fresh) {
         findings.push(Finding::OutsideTolerance(at.saturating_sub(evidence.received_at.as_seconds()), tolerance));
@@ -286,10 +325,18 @@ impl fmt::Display for Finding {
                 "The body is compressed (gzip). SIPSIM signs what it sends, uncompressed: look for a proxy that compresses requests.",
             ),
             Self::NoSecretFits(tried) if tried.is_empty() => f.write_str("There is no secret to try."),
-            Self::NoSecretFits(tried) => write!(
-                f,
-                "No secret fits ({}): it was changed at SIPSIM, belongs to another integration, or body, timestamp and signature are not of one request.",
-                tried.join(", ")
+            Self::NoSecretFits(tried) => {
+                let (named, more) = tried.split_at(tried.len().min(NAMED_MAX));
+                write!(f, "No secret fits ({}", named.join(", "))?;
+                if !more.is_empty() {
+                    write!(f, " and {} more", more.len())?;
+                }
+                f.write_str(
+                    "): it was changed at SIPSIM, belongs to another integration, or body, timestamp and signature are not of one request.",
+                )
+            }
+            Self::SearchCutShort => f.write_str(
+                "Nothing that was tried explains it, and not all was tried: the body is long for the number of secrets. Give the request to `sipsim-relay verify`, which tries all.",
             ),
         }
     }

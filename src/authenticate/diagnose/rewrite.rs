@@ -10,44 +10,59 @@ use crate::normalize::json;
 const JSON_MAX: usize = 256 * 1024;
 /// Deeper nesting is not written anew, since this recurses.
 const DEPTH_MAX: usize = 128;
+/// How many times as long as the body a rewritten one may be. Escapes make a text at most three times as long, and indenting the events that SIPSIM
+/// documents at most doubles them; a list in lists, 100 deep and indented by four, would be 300 times as long.
+const GROWTH_MAX: usize = 4;
+/// What a short body may grow to. Bytes.
+const REWRITTEN_MIN: usize = 4 * 1024;
 
-/// Tries the body with a line end more or less, with other line ends, and as JSON written anew in all known ways, until `fits` finds one.
-pub fn rewritten<T>(body: &[u8], mut fits: impl FnMut(&[u8], String) -> Option<T>) -> Option<T> {
+/// Tries the body with a line end more or less, with other line ends, and as JSON written anew in all known ways, until `fits` finds one or fails.
+pub fn rewritten<T, E>(
+    body: &[u8],
+    mut fits: impl FnMut(&[u8], String) -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
     for (how, bytes) in line_ends(body) {
         if bytes != body
-            && let Some(found) = fits(&bytes, how.to_owned())
+            && let Some(found) = fits(&bytes, how.to_owned())?
         {
-            return Some(found);
+            return Ok(Some(found));
         }
     }
-    let text = str::from_utf8(body).ok().filter(|text| text.len() <= JSON_MAX)?;
-    let raw: &RawValue = serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()?;
-    if json::is_deeper(raw.get().as_bytes(), DEPTH_MAX) {
-        return None;
-    }
-    let tree = Node::parse(raw.get())?;
-    for (mut style, how) in styles() {
+    let Some(raw) = json_of(body) else { return Ok(None) };
+    let Some(tree) = Node::parse(raw) else { return Ok(None) };
+    let bytes_max = REWRITTEN_MIN.max(body.len() * GROWTH_MAX);
+    for (mut style, how) in styles(bytes_max) {
         style.node(&tree, 0);
-        if let Some(found) = fits(&style.out, how.clone()) {
-            return Some(found);
+        if style.is_full() {
+            continue;
+        }
+        if let Some(found) = fits(&style.out, how.clone())? {
+            return Ok(Some(found));
         }
         style.out.push(b'\n');
-        if let Some(found) = fits(&style.out, format!("{how}, with a line end behind it")) {
-            return Some(found);
+        if let Some(found) = fits(&style.out, format!("{how}, with a line end behind it"))? {
+            return Ok(Some(found));
         }
     }
-    None
+    Ok(None)
+}
+
+/// The body without white space around it, if it is JSON that is written anew.
+fn json_of(body: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(body).ok().filter(|text| text.len() <= JSON_MAX)?;
+    let raw: &RawValue = serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()?;
+    (!json::is_deeper(raw.get().as_bytes(), DEPTH_MAX)).then_some(raw.get())
 }
 
 /// The likely ones first.
-fn styles() -> impl Iterator<Item = (Style, String)> {
+fn styles(bytes_max: usize) -> impl Iterator<Item = (Style, String)> {
     let numbers = [(false, ""), (true, ", 6.0 as 6, as JavaScript does")];
     let orders = [(false, ""), (true, ", its keys sorted")];
     orders.into_iter().flat_map(move |(sorted, order)| {
         numbers.into_iter().flat_map(move |(whole, number)| {
             SPACINGS.into_iter().flat_map(move |(spacing, space)| {
                 ESCAPINGS.into_iter().map(move |(escaping, escape)| {
-                    let style = Style { spacing, escaping, sorted, whole, out: Vec::new() };
+                    let style = Style { spacing, escaping, sorted, whole, out: Vec::new(), bytes_max };
                     (style, format!("written {space}{escape}{number}{order}"))
                 })
             })
@@ -154,9 +169,15 @@ struct Style {
     /// Whether numbers lose a fraction of zero.
     whole: bool,
     out: Vec<u8>,
+    /// Writing stops soon after it has written more.
+    bytes_max: usize,
 }
 
 impl Style {
+    fn is_full(&self) -> bool {
+        self.out.len() > self.bytes_max
+    }
+
     fn node(&mut self, node: &Node, depth: usize) {
         match node {
             Node::Leaf(text) if text.starts_with('"') => self.text(text),
@@ -183,6 +204,9 @@ impl Style {
     fn list<T>(&mut self, items: &[T], brackets: [u8; 2], depth: usize, mut write: impl FnMut(&mut Self, &T)) {
         self.out.push(brackets[0]);
         for (index, item) in items.iter().enumerate() {
+            if self.is_full() {
+                return;
+            }
             if index > 0 {
                 self.out.extend_from_slice(self.spacing.comma.as_bytes());
             }

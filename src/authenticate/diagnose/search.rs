@@ -28,42 +28,76 @@ impl Found {
     }
 }
 
-/// The first change under which one of `candidates` made `mac`, those that count before the others.
-pub fn search(candidates: &[Candidate], mac: &[u8; 32], timestamp: &[u8], body: &[u8]) -> Option<Found> {
+/// The search ended because it had cost as much as it may.
+#[derive(Debug)]
+pub struct CutShort;
+
+/// The bytes that one search may still hash or write. Counted in bytes and not in time, so that the same request always has the same diagnosis.
+pub struct Work {
+    bytes_left: usize,
+}
+
+impl Work {
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_left: bytes_max }
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<(), CutShort> {
+        self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or(CutShort)?;
+        Ok(())
+    }
+}
+
+/// The first change under which one of `candidates` made `mac`, those that count before the others. Changes are tried only with those that count; of the
+/// others it is only asked whether they made the signature as it came.
+pub fn search(
+    candidates: &[Candidate],
+    mac: &[u8; 32],
+    timestamp: &[u8],
+    body: &[u8],
+    work: &mut Work,
+) -> Result<Option<Found>, CutShort> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by_key(|&index| !candidates[index].counts);
-    let is = |secret: &Secret, timestamp: &[u8], body: &[u8]| {
+    let count = candidates.iter().filter(|candidate| candidate.counts).count();
+    let mut is = |secret: &Secret, frame: Frame, timestamp: &[u8], body: &[u8]| {
+        work.spend(secret.expose().len() + body.len())?;
         let mut attempt = signer(secret);
-        feed(&mut attempt, timestamp, body);
-        attempt.verify_slice(mac).is_ok()
+        frame(&mut attempt, timestamp, body);
+        Ok(attempt.verify_slice(mac).is_ok())
     };
     let units = other_unit(timestamp);
     for &candidate in &order {
         let secret = candidates[candidate].secret;
-        if is(secret, timestamp, body) {
-            return Some(Found { candidate, ..Found::default() });
+        if is(secret, feed, timestamp, body)? {
+            return Ok(Some(Found { candidate, ..Found::default() }));
         }
-        if units.as_ref().is_some_and(|other| is(secret, other, body)) {
-            return Some(Found { candidate, other_unit: true, ..Found::default() });
+        if let Some(other) = &units
+            && is(secret, feed, other, body)?
+        {
+            return Ok(Some(Found { candidate, other_unit: true, ..Found::default() }));
         }
     }
-    for &candidate in &order {
+    let order = &order[..count];
+    for &candidate in order {
         for (spoilt, how) in spoilt(candidates[candidate].secret) {
-            if is(&spoilt, timestamp, body) {
-                return Some(Found { candidate, secret: Some(how), ..Found::default() });
+            if is(&spoilt, feed, timestamp, body)? {
+                return Ok(Some(Found { candidate, secret: Some(how), ..Found::default() }));
             }
         }
         for (how, frame) in FRAMINGS {
-            let mut attempt = signer(candidates[candidate].secret);
-            frame(&mut attempt, timestamp, body);
-            if attempt.verify_slice(mac).is_ok() {
-                return Some(Found { candidate, framing: Some(how), ..Found::default() });
+            if is(candidates[candidate].secret, frame, timestamp, body)? {
+                return Ok(Some(Found { candidate, framing: Some(how), ..Found::default() }));
             }
         }
     }
     rewrite::rewritten(body, |rewritten, how| {
-        let candidate = *order.iter().find(|&&index| is(candidates[index].secret, timestamp, rewritten))?;
-        Some(Found { candidate, body: Some(how), ..Found::default() })
+        for &candidate in order {
+            if is(candidates[candidate].secret, feed, timestamp, rewritten)? {
+                return Ok(Some(Found { candidate, body: Some(how), ..Found::default() }));
+            }
+        }
+        Ok(None)
     })
 }
 

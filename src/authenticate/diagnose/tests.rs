@@ -23,7 +23,7 @@ fn diagnosis(secrets: &[(&str, bool)], timestamp: &str, signature: &str, body: &
         body,
         received_at: NOW,
     };
-    diagnose(&evidence, &candidates)
+    diagnose(&evidence, &candidates, usize::MAX)
 }
 
 fn signed(secret: &str, timestamp: &str, body: &[u8]) -> String {
@@ -49,7 +49,7 @@ fn a_header_that_is_not_there_empty_or_doubled_is_named() {
         let bytes = |values: &[&'static str]| values.iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
         let (timestamps, signatures) = (bytes(timestamps), bytes(signatures));
         let evidence = Evidence { timestamps, signatures, body: b"{}", received_at: NOW };
-        assert_eq!(diagnose(&evidence, &[]).findings, expected);
+        assert_eq!(diagnose(&evidence, &[], usize::MAX).findings, expected);
     };
     use Header::{Signature, Timestamp};
     check(&[], &[], &[Finding::Missing(Timestamp), Finding::Missing(Signature)]);
@@ -238,4 +238,64 @@ fn spans_are_told_in_their_two_largest_units() {
     ] {
         assert_eq!(Span(seconds).to_string(), text);
     }
+}
+
+/// A body of this many bytes that costs the most to write anew: as deep as is written, with short values, of which each gets a line of its own.
+fn deepest(bytes: usize) -> Vec<u8> {
+    let (open, close) = ("[".repeat(127), "]".repeat(127));
+    let values = "[],".repeat((bytes - open.len() - close.len()) / 3 - 1);
+    format!("{open}{values}[]{close}").into_bytes()
+}
+
+#[test]
+fn the_dearest_body_costs_a_bounded_search_whatever_the_number_of_secrets() {
+    let body = deepest(64 << 10);
+    let zeros = "0".repeat(64);
+    for count in [1, 10] {
+        let secrets: Vec<_> = (0..count).map(|n| Secret::new(format!("a secret of some length {n}").into())).collect();
+        let candidate = |secret| Candidate { name: "secret".into(), secret, tolerance: TOLERANCE, counts: true };
+        let candidates: Vec<_> = secrets.iter().map(candidate).collect();
+        let evidence = Evidence {
+            timestamps: vec![T.as_bytes()],
+            signatures: vec![zeros.as_bytes()],
+            body: &body,
+            received_at: NOW,
+        };
+        let begun = std::time::Instant::now();
+        let whole = diagnose(&evidence, &candidates, usize::MAX);
+        println!("{count} secrets, searched to the end: {:?}", begun.elapsed());
+        assert!(matches!(whole.findings[..], [Finding::NoSecretFits(_)]), "{whole:?}");
+        let begun = std::time::Instant::now();
+        let diagnosis = diagnose(&evidence, &candidates, crate::authenticate::explain::WORK_MAX);
+        println!("{count} secrets, searched as the relay does: {:?}", begun.elapsed());
+        let is_whole = matches!(diagnosis.findings[..], [Finding::NoSecretFits(_)]);
+        let is_cut = diagnosis.findings == [Finding::SearchCutShort];
+        assert!(if count == 1 { is_whole } else { is_cut }, "{count}: {diagnosis:?}");
+    }
+}
+
+#[test]
+fn what_would_grow_past_a_small_multiple_is_not_written() {
+    let body = deepest(8 << 10);
+    let mut longest = 0;
+    let found = rewrite::rewritten(&body, |bytes, _| {
+        longest = longest.max(bytes.len());
+        Ok::<_, ()>(None::<()>)
+    });
+    assert!(found == Ok(None) && longest <= 4 * body.len() + 1, "{longest} of {}", body.len());
+}
+
+#[test]
+fn changes_are_tried_only_with_secrets_that_count() {
+    let compact = signed("s", T, b"[1,2]");
+    let found = diagnosis(&[("x", true), ("s", false)], T, &compact, b"[1, 2]").findings;
+    assert!(matches!(found[..], [Finding::NoSecretFits(_)]), "{found:?}");
+}
+
+#[test]
+fn the_text_does_not_grow_with_the_number_of_secrets() {
+    let tried = |count| Finding::NoSecretFits(vec!["secret a".into(); count]).to_string();
+    assert!(tried(4).starts_with("No secret fits (secret a, secret a, secret a, secret a): "));
+    assert!(tried(70).starts_with("No secret fits (secret a, secret a, secret a, secret a and 66 more): "));
+    assert!(tried(70).len() < tried(4).len() + 20);
 }
