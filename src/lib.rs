@@ -10,7 +10,7 @@
 //! | [`journal`] | `Event` → [`journal::Receipt`], then [`journal::Stored`] | SQLite, one writer thread, one commit for all that wait |
 //! | [`publish`] | `Stored` → the broker's confirmation | lanes, envelope bytes, retry, holding, parking |
 //!
-//! Around them: [`config`], [`cli`], [`admin`], [`metrics`], [`simulate`]; beneath them [`certificate`], [`clock`], [`secret`] and [`stderr`].
+//! Around them: [`config`], [`cli`], [`admin`], [`metrics`], [`simulate`]; beneath them [`certificate`], [`clock`], [`printable`], [`secret`] and [`stderr`].
 //!
 //! What always holds:
 //! - Answer 200 can only be built from a [`journal::Receipt`], and only the journal makes one, after a sync.
@@ -31,5 +31,6 @@ pub mod simulate;
 
 pub mod certificate;
 pub mod clock;
+pub mod printable;
 pub mod secret;
 pub mod stderr;

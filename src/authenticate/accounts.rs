@@ -18,6 +18,7 @@ use super::{Request, Verified};
 use crate::clock::Timestamp;
 use crate::config::{self, AccountName, Config};
 use crate::metrics::Metrics;
+use crate::printable;
 
 /// How often secrets are read anew. What changed is to be in force within 10 s; this leaves time for a slow disk.
 const POLL: Duration = Duration::from_secs(2);
@@ -306,7 +307,7 @@ impl NoSecrets {
             }
             text.push_str(&format!("the environment variable {}", secrets::variable(name)));
             for report in reports {
-                text.push_str(&format!("\n  {report}"));
+                text.push_str(&format!("\n  {}", printable::one_line(&report.to_string())));
             }
         }
         Self { accounts: without.iter().map(|(account, _)| account.name.clone()).collect(), text }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::notice;
 use crate::config::{Account, Inspected, Kafka, Output, OutputKind, Place, RabbitMq, inspect};
+use crate::printable;
 
 mod live;
 
@@ -16,11 +17,10 @@ use live::{Finding, Level};
 /// Reads the configuration as `run` would and prints what it finds to standard output; with `live`, and if it is in order, what the brokers
 /// say too. Success if there is no problem, else exit code 1.
 pub fn check(file: Option<&Path>, live: bool, json: bool) -> ExitCode {
-    let stdout = io::stdout();
-    let found = inspect(file, std::env::vars_os(), stdout.is_terminal());
+    let found = inspect(file, std::env::vars_os(), io::stdout().is_terminal());
     // Whoever closed the other end wants no more; the exit code still says it.
     if !live || !found.problems.is_empty() {
-        let _ = print(&found, None, json, &mut stdout.lock());
+        let _ = print(&found, None, json, &mut printable::stdout());
         return if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) };
     }
     let asked = match live::ask(&found.config) {
@@ -31,7 +31,7 @@ pub fn check(file: Option<&Path>, live: bool, json: bool) -> ExitCode {
         }
     };
     let in_order = asked.iter().all(|finding| finding.level != Level::Problem);
-    let _ = print(&found, Some(&asked), json, &mut stdout.lock());
+    let _ = print(&found, Some(&asked), json, &mut printable::stdout());
     if in_order { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
@@ -40,10 +40,10 @@ fn print(found: &Inspected, asked: Option<&[Finding]>, json: bool, out: &mut imp
         return writeln!(out, "{:#}", as_json(found, asked));
     }
     for problem in &found.problems {
-        writeln!(out, "{problem}")?;
+        writeln!(out, "{}", printable::one_line(&problem.to_string()))?;
     }
     for warning in &found.warnings {
-        writeln!(out, "warning: {warning}")?;
+        writeln!(out, "warning: {}", printable::one_line(&warning.to_string()))?;
     }
     if found.problems.is_empty() {
         summarize(found, out)?;

@@ -53,7 +53,9 @@ async fn demonstrate(folder: &Path, stay: bool) -> Result<bool, String> {
     let secret_file = folder.join("secret");
     let secret = make_secret(&secret_file)?;
     let door = Door::new(Box::new(io::stdout()));
-    let relay = Relay::start(config(folder, &secret_file)?, Stream::new(Box::new(door.clone()))).await?;
+    let relay =
+        Relay::start(config(folder, &secret_file)?, Stream::new(Box::new(door.clone()), io::stdout().is_terminal()))
+            .await?;
     let stage =
         Stage { public: relay.public_addr(), admin: relay.admin_addr(), secret, door, tell: Box::new(to_stderr) };
     let all_well = tokio::select! {
@@ -272,7 +274,9 @@ async fn get(admin: SocketAddr, path: &str) -> Result<(u16, String), String> {
 
 fn to_stderr(told: Told<'_>) {
     match told {
-        Told::Title(text) if io::stderr().is_terminal() => notice(format_args!("\n\x1b[1m{text}\x1b[0m")),
+        Told::Title(text) if io::stderr().is_terminal() => {
+            stderr::write(format!("\n\x1b[1m{text}\x1b[0m\n").as_bytes())
+        }
         Told::Title(text) => notice(format_args!("\n{text}")),
         Told::Line(text) => notice(format_args!("   {text}")),
     }

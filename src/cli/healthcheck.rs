@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::{notice, print};
+
 /// For everything together: orchestrators give a probe a second or a few.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Some hundred held topics make a status of some ten KiB.
@@ -15,15 +17,16 @@ pub fn healthcheck(admin: SocketAddr, ready: bool) -> bool {
     let path = if ready { "/readyz" } else { "/livez" };
     match ask(reachable(admin), path, LIMIT) {
         Ok((200, reason)) => {
-            println!("{reason}");
+            // A closed stdout changes nothing about the answer.
+            let _ = print(format!("{reason}\n").as_bytes());
             true
         }
         Ok((status, reason)) => {
-            eprintln!("{path} answered {status}: {reason}");
+            notice(format_args!("{path} answered {status}: {reason}"));
             false
         }
         Err(error) => {
-            eprintln!("no answer from http://{}{path} (admin.listen): {error}", reachable(admin));
+            notice(format_args!("no answer from http://{}{path} (admin.listen): {error}", reachable(admin)));
             false
         }
     }

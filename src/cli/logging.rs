@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt::layer};
 
 use crate::config::{Log, LogFormat};
-use crate::{clock, stderr};
+use crate::{clock, printable, stderr};
 
 /// The target of every message of ours: the name of this crate, and of the program.
 const OURS: &str = "sipsim_relay";
@@ -56,6 +56,7 @@ where
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
+            .map_event_format(OneLine)
             .boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(ours))
@@ -101,8 +102,25 @@ where
             true => write!(w, "\x1b[{}m{level:>5}\x1b[0m ", colour(level))?,
             false => write!(w, "{level:>5} ")?,
         }
-        context.format_fields(w.by_ref(), event)?;
-        writeln!(w)
+        let mut fields = String::new();
+        context.format_fields(Writer::new(&mut fields), event)?;
+        writeln!(w, "{}", printable::one_line(&fields))
+    }
+}
+
+/// What another format writes, on one line and without anything that a terminal obeys.
+struct OneLine<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for OneLine<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut w: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        writeln!(w, "{}", printable::one_line(line.trim_end_matches('\n')))
     }
 }
 
@@ -158,6 +176,21 @@ mod tests {
         assert_eq!(rest, " WARN refused a webhook for default account.name=default events=3\n");
         let coloured = logged(LogFormat::Text, Level::INFO, true, refuse);
         assert!(coloured.contains(" \x1b[33m WARN\x1b[0m refused"), "{coloured:?}");
+    }
+
+    /// A file's name may hold all this, and so may what a broker says.
+    #[test]
+    fn no_text_begins_a_line_or_commands_a_terminal() {
+        let name = "a\n2025-01-15T10:30:00Z ERROR forged\r\u{1b}[2J\u{9b}31m\u{2028}";
+        let say = || tracing::warn!(topic = %name, secret = name, "{name} cannot be read");
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged(format, Level::INFO, false, say);
+            assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?}");
+            let of_a_line = text.trim_end_matches('\n');
+            assert!(!of_a_line.contains(|c: char| c.is_control() || c == '\u{2028}'), "{text:?}");
+        }
+        let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, Level::INFO, false, say)).unwrap();
+        assert_eq!(line["secret"], name);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::{clock, stderr};
+use crate::{clock, printable, stderr};
 
 mod arguments;
 pub mod check;
@@ -91,7 +91,7 @@ fn verify(file: Option<&Path>, args: &VerifyArgs) -> Result<bool, String> {
     };
     let answer = verify::verify(&question, clock::now())?;
     for line in &answer.notices {
-        notice(format_args!("{line}"));
+        notice(format_args!("{}", printable::one_line(line)));
     }
     print(answer.text.as_bytes()).map(|printed| printed && answer.right)
 }
@@ -112,16 +112,17 @@ fn completions(shell: Shell) -> Result<bool, String> {
 
 /// Writes a command's result to stdout. `Err` says why that failed; a closed pipe (`| head`) is a reader who has seen enough, and fine.
 pub fn print(result: &[u8]) -> Result<bool, String> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = printable::stdout();
     match stdout.write_all(result).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("cannot write to stdout: {error}")),
         _ => Ok(true),
     }
 }
 
-/// One line to stderr, and no panic where stderr is closed.
+/// One line to stderr, or more if there are line ends in it, and no panic where stderr is closed. Names of files go through [`printable::one_line`] first where the
+/// log may be what reads it.
 pub fn notice(line: fmt::Arguments<'_>) {
-    stderr::write(format!("{line}\n").as_bytes());
+    stderr::write(printable::lines(&format!("{line}\n")).as_bytes());
 }
 
 /// Ctrl-C or SIGTERM. Where they cannot be listened for, never: then they end the program as they end any other.

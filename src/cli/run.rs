@@ -22,7 +22,7 @@ use crate::journal::{self, AppendError, Journal, Options};
 use crate::metrics::Metrics;
 use crate::normalize::Derived;
 use crate::publish::{Outputs, Publisher, Stream};
-use crate::stderr;
+use crate::{printable, stderr};
 
 /// How often a request that was proved late is brought to a journal that cannot take it: as often as the journal itself is tried again.
 const LATE_AGAIN: Duration = Duration::from_secs(1);
@@ -288,7 +288,7 @@ impl Relay {
             let url = format!("{}://{}{}", self.scheme, self.public, account.path);
             notice(format_args!(
                 "to post one signed event:\n  {program} simulate --to {url} --secret-file {} --event test",
-                file.display()
+                printable::one_line(&file.display().to_string())
             ));
         }
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::encode::on_one_line;
 use super::{Place, PublishError, Record, Report, Reports, Sink};
+use crate::printable;
 
 /// Lines that share one write and one flush: enough that a drain is not a system call an event.
 const GROUP_RECORDS_MAX: usize = 256;
@@ -26,7 +27,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// What console outputs write to: one for all of them, each group of lines in one piece.
 #[derive(Clone)]
-pub struct Stream(Arc<Mutex<Open>>);
+pub struct Stream {
+    open: Arc<Mutex<Open>>,
+    is_terminal: bool,
+}
 
 struct Open {
     writer: Box<dyn Write + Send>,
@@ -56,21 +60,22 @@ impl Stream {
             true => None,
             false => Some(Mark { path: path.into(), stdout: stdout.try_clone()? }),
         };
-        Ok(Self::of(Box::new(stdout), mark))
+        Ok(Self::of(Box::new(stdout.try_clone()?), stdout.is_terminal(), mark))
     }
 
-    /// Anything else.
-    pub fn new(writer: Box<dyn Write + Send>) -> Self {
-        Self::of(writer, None)
+    /// Anything else, which may lead to a terminal.
+    pub fn new(writer: Box<dyn Write + Send>, is_terminal: bool) -> Self {
+        Self::of(writer, is_terminal, None)
     }
 
-    fn of(writer: Box<dyn Write + Send>, mark: Option<Mark>) -> Self {
-        Self(Arc::new(Mutex::new(Open { writer, open_line: false, mark, is_begun: false, is_closed: false })))
+    fn of(writer: Box<dyn Write + Send>, is_terminal: bool, mark: Option<Mark>) -> Self {
+        let open = Open { writer, open_line: false, mark, is_begun: false, is_closed: false };
+        Self { open: Arc::new(Mutex::new(open)), is_terminal }
     }
 
     /// Ends the writing, unless somebody is at it, who may hang. Blocks on the journal's disk.
     pub fn close(&self) {
-        let Ok(mut open) = self.0.try_lock() else { return };
+        let Ok(mut open) = self.open.try_lock() else { return };
         open.is_closed = true;
         if let (Some(mark), true, false) = (&open.mark, open.is_begun, open.open_line) {
             let _ = fs::remove_file(&mark.path); // What is left of it costs an empty line.
@@ -79,7 +84,7 @@ impl Stream {
 
     /// How many of `bytes`, which are whole lines, were written and flushed, and why not all.
     fn write(&self, bytes: &[u8]) -> (usize, io::Result<()>) {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.is_closed {
             return (0, Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -148,6 +153,7 @@ impl Mark {
 /// Writes each record's payload as one line. Bounded by what the output lets be in flight.
 pub struct Console {
     records: Sender<Record>,
+    is_terminal: bool,
 }
 
 impl Console {
@@ -157,6 +163,7 @@ impl Console {
     pub fn new(stream: Stream, reports: Reports) -> Self {
         let (records, queue) = channel();
         let at_work = reports.clone();
+        let is_terminal = stream.is_terminal;
         let spawned = thread::Builder::new().name("console".into()).spawn(move || {
             serve(&stream, &queue, &at_work, PAUSE_MIN);
         });
@@ -164,13 +171,17 @@ impl Console {
             let detail = format!("the console's thread cannot be started: {error}");
             let _ = reports.send(Report::Lost { reason: PublishError::Disconnected, detail });
         }
-        Self { records }
+        Self { records, is_terminal }
     }
 }
 
 impl Sink for Console {
     fn send(&mut self, record: &mut Record) {
         on_one_line(&mut record.payload);
+        // JSON has control characters beyond C0 as they are. A pipe gets them so.
+        if self.is_terminal {
+            record.payload = printable::lines(&String::from_utf8_lossy(&record.payload)).into_owned().into_bytes();
+        }
         // Fails only without the thread, of which the output was told as lost: it sends nothing then.
         let _ = self.records.send(std::mem::take(record));
     }
@@ -289,7 +300,7 @@ mod tests {
         for (sequence, payload) in [(1, "one"), (2, "two"), (3, "three")] {
             records.send(record(sequence, payload)).unwrap();
         }
-        let stream = Stream::new(Box::new(writer));
+        let stream = Stream::new(Box::new(writer), false);
         let again = records.clone();
         let mut words = Vec::new();
         thread::scope(|scope| {
@@ -320,6 +331,18 @@ mod tests {
             drop(again);
         });
         (String::from_utf8(text.lock().unwrap().clone()).unwrap(), words)
+    }
+
+    #[test]
+    fn a_terminal_gets_no_command_and_a_pipe_the_record_as_it_is() {
+        for (is_terminal, expected) in
+            [(false, "{\"a\": \"\u{9b}31m\u{7f}é\"}"), (true, "{\"a\": \"\\u009b31m\\u007fé\"}")]
+        {
+            let (records, queue) = channel();
+            let mut console = Console { records, is_terminal };
+            console.send(&mut record(1, "{\"a\":\n\"\u{9b}31m\u{7f}é\"}"));
+            assert_eq!(String::from_utf8(queue.recv().unwrap().payload).unwrap(), expected);
+        }
     }
 
     #[test]

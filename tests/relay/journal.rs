@@ -384,3 +384,40 @@ fn verify_finds_a_flipped_bit_and_a_ledger_that_does_not_add_up() {
         "{said}"
     );
 }
+
+/// What a command prints where its output is a terminal.
+fn at_a_terminal(relay: &Relay, args: &[&str]) -> String {
+    let command = relay.command(args);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line = words.map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>().join(" ");
+    let mut script = std::process::Command::new("script");
+    script.args(["--quiet", "--return", "--command", &line, "/dev/null"]).stdin(std::process::Stdio::null());
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = script.current_dir(command.get_current_dir().expect("a folder")).output().expect("script(1)");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{args:?}: {said}");
+    said
+}
+
+#[test]
+fn an_event_commands_no_terminal_and_pipes_get_it_exactly() {
+    let relay = Relay::start("");
+    let body = "{\"event\":\"sms\",\"message\":\"\u{9b}31m\u{7f}é\"}";
+    for body in [body, "\u{1b}[2J\u{1b}]0;title\u{7}"] {
+        post(&relay, body);
+    }
+    let piped = String::from_utf8(relay.finish(&["journal", "show"]).stdout).expect("UTF-8");
+    assert!(piped.contains(body) && piped.contains("\u{1b}[2J\u{1b}]0;title\u{7}"), "{piped:?}");
+    let shown = at_a_terminal(&relay, &["journal", "show"]);
+    let is_command = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    assert!(!shown.contains(is_command), "{shown:?}");
+    assert!(shown.contains("\\u009b31m\\u007fé") && shown.contains("\\u001b[2J"), "{shown:?}");
+    for args in [&["journal", "show", "--format", "json"][..], &["journal", "export"]] {
+        let at_a_terminal = at_a_terminal(&relay, args);
+        assert!(!at_a_terminal.contains(is_command), "{at_a_terminal:?}");
+        let piped = String::from_utf8(relay.finish(args).stdout).expect("UTF-8");
+        let values =
+            |text: &str| text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>();
+        assert_eq!(values(&at_a_terminal), values(&piped));
+    }
+}

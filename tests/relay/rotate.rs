@@ -175,3 +175,13 @@ fn weak_shared_and_open_secrets_are_worth_a_word_at_the_start_as_in_check() {
     assert!(warnings.iter().all(|said| check.contains(said)), "{check}");
     assert!(!(check + &log).contains(SECRET));
 }
+
+#[test]
+fn a_line_feed_in_the_name_of_a_secret_begins_no_line_of_the_log() {
+    let mut relay = Relay::prepare("");
+    relay.write_secret("a\n2026-01-01T00:00:00.000000Z ERROR forged\u{1b}[2J", "");
+    relay.run();
+    relay.logged(&["ERROR forged", "is empty"]);
+    let log = relay.stderr();
+    assert!(log.lines().all(|line| !line.starts_with("2026-01-01")) && !log.contains('\u{1b}'), "{log}");
+}

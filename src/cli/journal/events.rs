@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use super::super::{Format, notice};
 use super::{SelectArgs, open, open_again, unreadable};
-use crate::clock;
 use crate::config::Config;
 use crate::journal::inspect::{self, Head, Inspector};
 use crate::journal::selection::{Selection, Standings, State};
 use crate::journal::{OutputRow, Read, Reader, Stored, export};
 use crate::normalize::EventId;
+use crate::{clock, printable};
 
 /// Events read in one transaction: some ten milliseconds.
 const STEP: usize = 2048;
@@ -70,7 +70,7 @@ pub fn events(config: &Config, select: &SelectArgs, what: What) -> Result<bool, 
     {
         return Err(no_such_output(name, &outputs));
     }
-    let mut stdout = io::stdout().lock();
+    let mut stdout = printable::stdout();
     let (mut count, mut corrupt) = (0, 0);
     let (mut after, newest) = (0, inspector.newest().map_err(unreadable)?);
     let written = loop {
@@ -252,7 +252,7 @@ fn list_line(found: &Found, format: Format) -> String {
     let at: Vec<String> = found.at.iter().map(at).collect();
     let about = match head {
         Some(Head { received_at, id, name, subject, .. }) => {
-            let call = subject.as_deref().unwrap_or("-").escape_debug();
+            let call = subject.as_deref().unwrap_or("-");
             format!("{}  {}  {name}  {call}", received_at.rfc3339(), EventId(*id))
         }
         None => "(it cannot be read)".to_owned(),

@@ -119,7 +119,7 @@ struct View<'a> {
 impl View<'_> {
     fn text(&self, way: &Way) -> String {
         let Head { sequence, received_at, account, id, name, subject } = &way.head;
-        let call = subject.as_ref().map_or_else(String::new, |call| format!(", call {}", call.escape_debug()));
+        let call = subject.as_ref().map_or_else(String::new, |call| format!(", call {}", call));
         let mut text =
             format!("{name} {}{call} (account {account}, number {sequence} of journal {})\n", EventId(*id), self.id);
         let mut line = format!("  received {}", received_at.rfc3339());
