@@ -95,7 +95,7 @@ impl Relay {
         let ask = async {
             let mut stream = tokio::net::TcpStream::connect(self.admin).await?;
             stream
-                .write_all(format!("GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").as_bytes())
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
                 .await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;

@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 use tracing::warn;
 
 mod health;
+mod hosts;
 mod pace;
 mod page;
 mod status;
@@ -32,6 +33,7 @@ pub use health::{Check, Health, JournalHealth};
 pub use pace::Pace;
 pub use status::{LastRefused, Sources, Status};
 
+use self::hosts::Hosts;
 use crate::ingress::listen;
 use crate::{clock, config};
 
@@ -42,6 +44,8 @@ const CONNECTIONS_MAX: usize = 128;
 const STAY_MIN: Duration = Duration::from_millis(20);
 /// For a connection as a whole: each carries one request.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of a request's head, as on the public port: all heads together take 2 MiB at the most.
+const HEAD_MAX: usize = 16 << 10;
 /// How long accepting rests when the system has no descriptor for another connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
@@ -49,7 +53,13 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
-    sources: Arc<Sources>,
+    site: Arc<Site>,
+}
+
+/// What every connection needs.
+struct Site {
+    sources: Sources,
+    hosts: Hosts,
 }
 
 impl Admin {
@@ -59,7 +69,8 @@ impl Admin {
         let (address, listener) = listening.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {} (admin.listen): {error}", config.listen))
         })?;
-        Ok(Self { listener, address, sources: Arc::new(sources) })
+        let hosts = Hosts::new(config, &sources.instance);
+        Ok(Self { listener, address, site: Arc::new(Site { sources, hosts }) })
     }
 
     /// Where it listens; tells the port if the configuration said 0.
@@ -70,7 +81,7 @@ impl Admin {
     /// Answers until dropped. Never ends by itself: to be spawned, and aborted last of all.
     pub async fn serve(self) {
         let mut sampling = JoinSet::new(); // Ends with this.
-        sampling.spawn(sample(Arc::clone(&self.sources)));
+        sampling.spawn(sample(Arc::clone(&self.site)));
         let mut connections = JoinSet::new();
         let mut oldest: VecDeque<Open> = VecDeque::new();
         let mut is_failing = false;
@@ -89,12 +100,12 @@ impl Admin {
                         }
                         open.connection.abort();
                     }
-                    let sources = Arc::clone(&self.sources);
+                    let site = Arc::clone(&self.site);
                     let (has_turn, first_turn) = oneshot::channel();
                     let connection = connections.spawn(async move {
                         let _ = has_turn.send(Instant::now());
                         // Whoever is slower than this, or breaks off, has no use for the answer.
-                        let _ = timeout(DEADLINE, serve_one(stream, sources)).await;
+                        let _ = timeout(DEADLINE, serve_one(stream, site)).await;
                     });
                     oldest.push_back(Open { first_turn, connection });
                 }
@@ -117,23 +128,23 @@ struct Open {
 }
 
 /// Feeds the rates of the status page.
-async fn sample(sources: Arc<Sources>) {
+async fn sample(site: Arc<Site>) {
     let mut ticks = tokio::time::interval(pace::EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let at = ticks.tick().await;
-        sources.sample(at.into_std());
+        site.sources.sample(at.into_std());
     }
 }
 
-async fn serve_one(stream: TcpStream, sources: Arc<Sources>) {
+async fn serve_one(stream: TcpStream, site: Arc<Site>) {
     let service = service_fn(|request| {
-        let sources = Arc::clone(&sources);
-        async move { Ok::<_, Infallible>(answer(&request, &sources)) }
+        let site = Arc::clone(&site);
+        async move { Ok::<_, Infallible>(site.answer(&request)) }
     });
     let mut http = http1::Builder::new();
     // The deadline is for the whole connection, so no header timeout, and no second request.
-    http.header_read_timeout(None).keep_alive(false).half_close(true);
+    http.header_read_timeout(None).keep_alive(false).half_close(true).max_buf_size(HEAD_MAX);
     // Its errors are the peer's.
     let _ = http.serve_connection(TokioIo::new(stream), service).await;
 }
@@ -141,6 +152,15 @@ async fn serve_one(stream: TcpStream, sources: Arc<Sources>) {
 type Answer = Response<Full<Bytes>>;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
+
+impl Site {
+    fn answer<B>(&self, request: &Request<B>) -> Answer {
+        if self.hosts.allow(request) {
+            return answer(request, &self.sources);
+        }
+        respond(StatusCode::MISDIRECTED_REQUEST, PLAIN, "ask by an IP address, or by a name that admin.hosts lists\n")
+    }
+}
 
 fn answer<B>(request: &Request<B>, sources: &Sources) -> Answer {
     let answer: fn(&Request<B>, &Sources) -> Answer = match request.uri().path() {

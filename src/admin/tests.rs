@@ -44,7 +44,8 @@ struct Knobs {
 
 /// What the port reads from, and what a test turns.
 fn sources() -> (Sources, Knobs) {
-    let config = configuration();
+    let mut config = configuration();
+    config.admin.hosts = vec!["Status.Example".into()];
     let metrics = Metrics::new(&config);
     let journal = Arc::new(Mutex::new(journal::Health::Ready));
     let health = Health::new({
@@ -80,8 +81,12 @@ async fn start() -> Running {
 
 impl Running {
     async fn ask(&self, request: &str) -> String {
+        self.send(&format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await
+    }
+
+    async fn send(&self, head: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.expect("the port listens");
-        stream.write_all(format!("{request} HTTP/1.1\r\nHost: admin\r\n\r\n").as_bytes()).await.expect("it is open");
+        stream.write_all(head.as_bytes()).await.expect("it is open");
         let mut answer = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it closes").expect("an answer");
         answer
@@ -139,6 +144,65 @@ async fn it_only_reads_and_only_what_there_is() {
     assert_eq!(relay.status("GET /nothing").await, 404);
     assert_eq!(relay.status("POST /nothing").await, 404);
     assert_eq!(relay.status("OPTIONS *").await, 404);
+}
+
+#[tokio::test]
+async fn no_name_that_a_web_page_could_have_is_answered() {
+    let relay = start().await;
+    let own = [
+        "127.0.0.1:8081",
+        "127.0.0.1",
+        "10.1.2.3:80",
+        "[::1]",
+        "[fe80::1]:8081",
+        "localhost",
+        "LocalHost:8081",
+        "localhost.",
+        "",
+    ];
+    let named = ["status.example", "STATUS.EXAMPLE:8081", "status.example.:8081", "<Relay & co>"];
+    let foreign = [
+        "attacker.example",
+        "attacker.example:8081",
+        "localhost.attacker.example",
+        "status.example.attacker.example",
+        "127.0.0.1.attacker.example",
+        "a.status.example",
+        "localhost@attacker.example",
+        "[::1].attacker.example",
+        "[::1",
+        "localhost..",
+        "localhost:x",
+    ];
+    let cases = own.iter().chain(&named).map(|host| (host, "200")).chain(foreign.iter().map(|host| (host, "421")));
+    for (host, status) in cases {
+        for path in ["/", "/api/v1/status", "/metrics", "/livez"] {
+            let answer = relay.send(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert_eq!(answer.get(9..12), Some(status), "{path} of {host:?}: {answer}");
+        }
+    }
+    for (head, status) in [
+        ("GET /livez HTTP/1.0\r\n\r\n", "200"),
+        ("GET http://attacker.example/livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "421"),
+        ("GET http://localhost/livez HTTP/1.1\r\nHost: attacker.example\r\n\r\n", "421"),
+        ("GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: attacker.example\r\n\r\n", "421"),
+        ("GET /livez HTTP/1.1\r\nHost: attacker\u{e9}\r\n\r\n", "421"),
+    ] {
+        let answer = relay.send(head).await;
+        assert_eq!(answer.get(9..12), Some(status), "{head:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_is_refused_at_its_bound() {
+    let relay = start().await;
+    // Sent to the byte, so that nothing lies unread when it closes.
+    let begin = "GET /livez HTTP/1.1\r\nX: ";
+    let answer = relay.send(&format!("{begin}{}", "x".repeat(HEAD_MAX - begin.len()))).await;
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    let ends = "\r\n\r\n";
+    let answer = relay.send(&format!("{begin}{}{ends}", "x".repeat(HEAD_MAX - begin.len() - ends.len() - 1))).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 #[tokio::test]

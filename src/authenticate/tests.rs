@@ -86,7 +86,7 @@ pub(crate) fn config_of(accounts: Vec<config::Account>) -> Config {
         envelope: config::Envelope { source: String::new() },
         journal: config::Journal { path: PathBuf::new(), size_max: 0, free_min: 0, retention: none, trail: none },
         outputs: Vec::new(),
-        admin: config::Admin { listen: any },
+        admin: config::Admin { listen: any, hosts: Vec::new() },
         shutdown: config::Shutdown { delay: none, drain: none },
         log: config::Log { format: config::LogFormat::Text, level: tracing::Level::INFO },
     }

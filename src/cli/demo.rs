@@ -347,7 +347,7 @@ fn config(folder: &Path, secret_file: &Path) -> Result<Config, String> {
             trail: Duration::from_secs(30 * 24 * 3600),
         },
         outputs: vec![config::Output { name: name("console")?, kind: OutputKind::Console }],
-        admin: config::Admin { listen: free_port },
+        admin: config::Admin { listen: free_port, hosts: Vec::new() },
         shutdown: config::Shutdown { delay: Duration::ZERO, drain: Duration::from_secs(5) },
         log: config::Log { format: LogFormat::Text, level: tracing::Level::ERROR },
     })

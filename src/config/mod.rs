@@ -216,6 +216,8 @@ pub struct RabbitMq {
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: SocketAddr,
+    /// By which it may be asked, beside IP addresses, `localhost` and [`Config::instance`].
+    pub hosts: Vec<String>,
 }
 
 #[derive(Clone, Debug)]

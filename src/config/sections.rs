@@ -217,7 +217,15 @@ pub(super) fn journal(section: &Section<'_>) -> Journal {
 }
 
 pub(super) fn admin(section: &Section<'_>) -> Admin {
-    Admin { listen: section.read("listen", "127.0.0.1:8081", socket_address) }
+    let hosts = section.list("hosts", &[]);
+    for (index, name) in hosts.iter().enumerate() {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if !(1..=253).contains(&name.len()) || !name.bytes().all(allowed) {
+            let message = format!("{} is no host name; leave out scheme, port and path", shown(name));
+            section.problem_in_list("hosts", index, message);
+        }
+    }
+    Admin { listen: section.read("listen", "127.0.0.1:8081", socket_address), hosts }
 }
 
 pub(super) fn shutdown(section: &Section<'_>) -> Shutdown {

@@ -113,7 +113,7 @@ pub(crate) mod tests {
                 trail: Duration::ZERO,
             },
             outputs,
-            admin: Admin { listen: here },
+            admin: Admin { listen: here, hosts: Vec::new() },
             shutdown: Shutdown { delay: Duration::ZERO, drain: Duration::ZERO },
             log: Log { format: LogFormat::Text, level: tracing::Level::INFO },
         }

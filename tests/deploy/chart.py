@@ -125,6 +125,10 @@ def check_relay(case, found, folder, program):
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     expect(config["ingress"]["listen"].endswith(f":{ports['webhooks']}"), "the webhooks' port is another than ingress.listen")
     expect(config["admin"]["listen"].endswith(f":{ports['admin']}"), "the admin port is another than admin.listen")
+    full, pods = relay["metadata"]["name"], range(spec["replicas"])
+    services = [full, f"{full}-headless", *(f"{full}-{number}.{full}-headless" for number in pods)]
+    forms = {f"{service}{rest}" for service in services for rest in ("", ".telephony", ".telephony.svc", ".telephony.svc.cluster.local")}
+    expect(forms <= set(config["admin"]["hosts"]), f"admin.hosts lacks {forms - set(config['admin']['hosts'])}")
     probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     expect([(p["path"], p["port"]) for p in probes.values()] == [("/startupz", "admin"), ("/livez", "admin"), ("/readyz", "admin")], "probes")
     (mount,) = (m["mountPath"] for m in container["volumeMounts"] if m["name"] == "journal")
@@ -342,6 +346,9 @@ def main():
     changed = check_case("kafka-alone-changed", {"config": {"outputs": {"kafka": {"brokers": "kafka:9093"}}}}, program, out)
     if changed == hashes[list(cases).index("kafka-alone")]:
         problem("hash", "a changed configuration does not change the pods")
+    scaled = check_case("kafka-alone-scaled", cases["kafka-alone"] | {"replicas": 3}, program, out)
+    if scaled != hashes[list(cases).index("kafka-alone")]:
+        problem("hash", "more replicas replace the pods that there are")
     for check in (check_refused, check_notes, check_rules, check_schema, check_copies):
         try:
             check()
@@ -349,7 +356,7 @@ def main():
             problem(check.__name__, f"does not render: {error}")
     for one in problems:
         print(one)
-    print(f"The chart: {len(cases) + 1} sets of values rendered, {len(REFUSED)} refused, {len(problems)} problems.")
+    print(f"The chart: {len(cases) + 2} sets of values rendered, {len(REFUSED)} refused, {len(problems)} problems.")
     return 1 if problems else 0
 
 

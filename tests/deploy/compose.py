@@ -3,6 +3,7 @@ relay waits for a broker."""
 
 import pathlib
 import sys
+import tomllib
 
 import yaml
 
@@ -19,6 +20,10 @@ for name, service in services.items():
             problems.append(f"{name} mounts the volume {source}, which nobody declares")
     if name.startswith("relay") and "depends_on" in service:
         problems.append(f"{name} waits for {list(service['depends_on'])}: a relay accepts without a broker")
+    if name.startswith("relay"):
+        (file,) = (volume.split(":")[0] for volume in service["volumes"] if volume.endswith("relay.toml:ro"))
+        if name not in tomllib.loads((ROOT / file).read_text())["admin"]["hosts"]:
+            problems.append(f"{name}: {file} does not let Prometheus ask by the service's name (admin.hosts)")
     for port in service.get("ports", []):
         if not port.startswith("127.0.0.1:"):
             problems.append(f"{name}: port {port} is open beyond loopback")

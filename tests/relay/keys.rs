@@ -138,6 +138,7 @@ const SEEN: &[(&str, &str, &[&str])] = &[
         "during_the_delay_it_is_unready_and_still_accepts_and_then_ends",
         &["ingress.listen", "admin.listen", "shutdown.delay"],
     ),
+    ("relay/keys.rs", "the_admin_port_answers_only_under_names_that_it_knows", &["admin.hosts"]),
     ("relay/stop.rs", "sigterm_while_the_brokers_are_away_ends_in_time_and_keeps_what_is_pending", &["shutdown.drain"]),
     ("relay/observe.rs", "one_event_is_followed_through_the_log_by_its_id", &["log.format", "log.level"]),
 ];
@@ -368,6 +369,21 @@ fn what_an_account_says_holds_for_it_alone() {
     wait_until("all to leave", LONG, || relay.envelopes().len() == 4);
     let sources: Vec<_> = relay.envelopes().iter().map(|envelope| envelope["source"].clone()).collect();
     assert_eq!(sources, ["/calls/a/x", "/calls/b/x", "/calls/a/x", "/calls/c/x"]);
+}
+
+#[test]
+fn the_admin_port_answers_only_under_names_that_it_knows() {
+    let relay = Relay::start("instance = \"relay-7\"\n[admin]\nhosts = [\"status.example\"]\n");
+    let ask = |host: &str| {
+        let mut client = Client::connect(relay.admin).expect("a connection");
+        client.send(format!("GET /livez HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).expect("a request");
+        client.answer().expect("an answer").status
+    };
+    let known = ["relay-7", "status.example:8081", "localhost", &relay.admin.to_string()];
+    assert_eq!(known.map(ask), [200; 4]);
+    assert_eq!(["attacker.example", "another.example"].map(ask), [421; 2]);
+    let log = relay.logged(&["add it to admin.hosts"]);
+    assert_eq!(log.matches("admin.hosts").count(), 1, "once a minute: {log}");
 }
 
 #[test]

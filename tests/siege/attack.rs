@@ -367,7 +367,7 @@ pub const ADMIN_REQUESTS: Attack = Attack {
     pause: SHORT,
     life: |mut stream, _| {
         Box::pin(async move {
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n").await?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
             until_closed(stream).await
         })
     },

@@ -90,7 +90,7 @@ impl Client {
 
     /// Adds `Host` and `Content-Length`, and nothing else.
     pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Answer> {
-        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: relay\r\nContent-Length: {}\r\n", body.len());
+        let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
         for (name, value) in headers {
             bytes.push_str(&format!("{name}: {value}\r\n"));
         }

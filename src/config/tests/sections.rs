@@ -246,6 +246,10 @@ fn the_rest_has_its_bounds_too() {
             "ingress.listen: [::]:8081 is the port of admin.listen too; the public port shows nothing of the relay",
         ),
         (
+            "admin.hosts = [\"relay.example\", \"http://relay:8081/\"]",
+            "admin.hosts: `http://relay:8081/` is no host name; leave out scheme, port and path",
+        ),
+        (
             "shutdown.drain = \"2h\"",
             "shutdown.drain: `2h` is too much: whoever stops the relay does not wait that long; at most 1h",
         ),

@@ -126,7 +126,7 @@ pub(crate) fn configuration() -> Config {
             trail: Duration::ZERO,
         },
         outputs: vec![config::Output { name: name("console"), kind: config::OutputKind::Console }],
-        admin: config::Admin { listen: loopback },
+        admin: config::Admin { listen: loopback, hosts: Vec::new() },
         shutdown: config::Shutdown { delay: Duration::ZERO, drain: Duration::ZERO },
         log: config::Log { format: config::LogFormat::Text, level: tracing::Level::INFO },
     }

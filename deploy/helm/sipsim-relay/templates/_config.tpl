@@ -72,9 +72,29 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The names by which the admin port may be asked: those of config.admin.hosts, all DNS forms of both Services, and those of so many pods under the
+headless one. Takes a list: the root, how many pods. */}}
+{{- define "relay.adminHosts" -}}
+{{- $root := index . 0 -}}
+{{- $full := include "relay.fullname" $root -}}
+{{- $services := list $full (printf "%s-headless" $full) -}}
+{{- range until (int (index . 1)) -}}{{- $services = append $services (printf "%s-%d.%s-headless" $full . $full) -}}{{- end -}}
+{{- $hosts := $root.Values.config.admin.hosts | default list -}}
+{{- range $services -}}
+  {{- $short := printf "%s.%s" . $root.Release.Namespace -}}
+  {{- $hosts = concat $hosts (list . $short (printf "%s.svc" $short) (printf "%s.svc.cluster.local" $short)) -}}
+{{- end -}}
+{{- $hosts | uniq | toJson -}}
+{{- end -}}
+
+{{/* Takes a list: the root, and of how many pods the names are in it. None for a hash: a pod needs only its own, so more replicas replace nobody. */}}
 {{- define "relay.toml" -}}
+{{- $root := index . 0 -}}
+{{- $pods := index . 1 -}}
+{{- with $root -}}
 {{- $config := deepCopy .Values.config -}}
-{{- $_ := set $config "accounts" (include "relay.accounts" . | fromJson) -}}
+{{- $_ := set $config.admin "hosts" (include "relay.adminHosts" (list . $pods) | fromJsonArray) -}}
+{{- $_ = set $config "accounts" (include "relay.accounts" . | fromJson) -}}
 {{- if and $config.instance (gt (int .Values.replicas) 1) -}}
   {{- fail "config.instance: with more than one replica leave it out, so that each is called after its pod" -}}
 {{- end -}}
@@ -102,13 +122,14 @@
 {{- $text := include "relay.table" (list $config "") -}}
 {{- if not .Values.extraVolumeMounts -}}
   {{- range regexFindAll "/etc/sipsim-relay/secrets/[^/\"]+" $text -1 -}}
-    {{- if not (hasKey $.Values.mountedSecrets (base .)) -}}
+    {{- if not (hasKey $root.Values.mountedSecrets (base .)) -}}
       {{- fail (printf "config names a file in %s, and mountedSecrets.%s is missing: the name of the Secret to mount there" . (base .)) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
 # Made by the chart from `config`: change it there.
 {{- $text }}
+{{- end }}
 {{ end -}}
 
 {{/* The port behind the last colon of ingress.listen or admin.listen. Takes a list: the root, the section. */}}
