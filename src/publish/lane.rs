@@ -472,12 +472,12 @@ impl Lane {
 
     /// A connection broke while these were open on it. Gives the lane's oldest if it has to be taken back: to go alone, or, with `true`, because the
     /// connection broke even then.
-    pub fn broke(&mut self, large: &[u64]) -> Option<(u64, bool)> {
+    pub fn broke(&mut self, large: &[u64], now: Instant) -> Option<(u64, bool)> {
         let sequence = self.open.oldest().map(Item::sequence).filter(|oldest| large.contains(oldest))?;
         if let Some(front) = self.front.as_mut().filter(|front| front.sequence == sequence) {
             front.breaks += 1;
         }
-        if !Suspect::broke(&mut self.suspect, sequence) {
+        if !Suspect::broke(&mut self.suspect, sequence, now) {
             return None;
         }
         self.alone_through = self.alone_through.max(sequence);
@@ -779,17 +779,17 @@ mod tests {
         lane.proven = true;
         assert_eq!((send(&mut lane, 90, now), send(&mut lane, 90_000, now)), (Some(1), Some(2)));
         for _ in 0..5 {
-            assert_eq!(lane.broke(&[2]), None, "a small one is the oldest");
+            assert_eq!(lane.broke(&[2], now), None, "a small one is the oldest");
         }
         assert!(lane.delivered(1, now).is_some());
-        assert_eq!([(); 3].map(|()| lane.broke(&[2, 77])), [None, None, Some((2, false))]);
-        assert_eq!(lane.broke(&[2]), None, "on its way back");
+        assert_eq!([(); 3].map(|()| lane.broke(&[2, 77], now)), [None, None, Some((2, false))]);
+        assert_eq!(lane.broke(&[2], now), None, "on its way back");
         assert!(matches!(lane.failed(2, PublishError::Withdrawn, now), Some(Verdict::Again)));
         assert!(lane.is_about_to_try_a_suspect() && !lane.tries_a_suspect());
         assert_eq!((send(&mut lane, 90_000, now), send(&mut lane, 90, now)), (Some(2), None));
         assert!(lane.tries_a_suspect());
-        assert_eq!(lane.broke(&[77]), None, "another connection");
-        assert_eq!(lane.broke(&[2]), Some((2, true)));
+        assert_eq!(lane.broke(&[77], now), None, "another connection");
+        assert_eq!(lane.broke(&[2], now), Some((2, true)));
         let Some(Verdict::Park(item, error)) = lane.failed(2, PublishError::Withdrawn, now) else {
             panic!("not parked")
         };

@@ -276,9 +276,9 @@ impl Output {
     }
 
     /// A connection broke while these large records were open on it.
-    fn broken(&mut self, large: &[u64]) {
+    fn broken(&mut self, large: &[u64], now: Instant) {
         for index in 0..self.lanes.len() {
-            let Some((oldest, is_guilty)) = self.lanes[index].broke(large) else { continue };
+            let Some((oldest, is_guilty)) = self.lanes[index].broke(large, now) else { continue };
             let topic = Arc::clone(&self.lanes[index].topic);
             if !is_guilty {
                 warn!(
@@ -288,7 +288,7 @@ impl Output {
             }
             self.handover.sink.take_back(&topic, oldest);
         }
-        self.replays_broken(large);
+        self.replays_broken(large, now);
     }
 
     fn report(&mut self, report: Report, now: Instant) {
@@ -307,7 +307,7 @@ impl Output {
                     lane.excuse_silence(now);
                 }
             }
-            Report::Broken { large } => self.broken(&large),
+            Report::Broken { large } => self.broken(&large, now),
             Report::Lost { reason, detail } => {
                 warn!(output = %self.name, reason = reason.reason(), "the broker is away: {detail}; events wait in the journal");
                 self.connected = false;

@@ -112,13 +112,13 @@ impl Output {
     }
 
     /// A connection broke while these large records were open on it.
-    pub(super) fn replays_broken(&mut self, large: &[u64]) {
+    pub(super) fn replays_broken(&mut self, large: &[u64], now: Instant) {
         let replays = &mut self.replays;
         let open = large.iter().copied().filter(|sequence| replays.open.contains_key(sequence)).min();
         let Some((oldest, topic)) = open.and_then(|oldest| Some((oldest, &replays.open.get(&oldest)?.1))) else {
             return;
         };
-        if Suspect::broke(&mut replays.suspect, oldest) {
+        if Suspect::broke(&mut replays.suspect, oldest, now) {
             self.handover.sink.take_back(topic, oldest);
         }
     }

@@ -49,6 +49,9 @@ struct Broker {
     /// Connections that the broker had let us use, and that ended.
     #[serde(default)]
     disconnects: i64,
+    /// Requests that it had not answered after `socket.timeout.ms`, for which librdkafka itself ends the connection.
+    #[serde(default)]
+    req_timeouts: u64,
     /// Bytes sent to it.
     #[serde(default)]
     txbytes: u64,
@@ -78,25 +81,45 @@ impl Statistics {
     }
 }
 
-/// Sees connections that end while records are sent on them.
+/// Sees connections that a broker ends while records are sent on them.
 #[derive(Default)]
-pub struct Breaks(BTreeMap<String, (i64, u64)>);
+pub struct Breaks(BTreeMap<String, Seen>);
+
+/// Of one broker.
+#[derive(Default)]
+struct Seen {
+    disconnects: i64,
+    /// Requests that had no answer in time and bytes sent, at the last look and at the one before: a look may come between a cause and its effect.
+    last: (u64, u64),
+    before: (u64, u64),
+    /// Looks for which a connection that broke may still be replaced.
+    awaited: u32,
+}
 
 impl Breaks {
-    /// Whether any has ended since the last look, over which more was sent than it takes to connect: not an idle one, and not a broker that
-    /// answers nothing, to which librdkafka sends no records.
+    /// Whether one has ended that was in use: more was sent on it lately than it takes to connect. The broker must be back before it counts as away,
+    /// as one is that hangs up at a request and works otherwise. A connection that librdkafka ended because nothing was answered does not count: that
+    /// is silence.
     pub fn any(&mut self, statistics: &Statistics) -> bool {
         let mut any = false;
         for (name, broker) in &statistics.brokers {
-            let (disconnects, sent) = self.0.entry(name.clone()).or_default();
-            if broker.txbytes < *sent {
-                (*disconnects, *sent) = (0, 0); // librdkafka dropped it, and has met it anew.
+            let seen = self.0.entry(name.clone()).or_default();
+            let (timeouts, sent) = (broker.req_timeouts, broker.txbytes);
+            if sent < seen.last.1 {
+                *seen = Seen::default(); // librdkafka dropped it, and has met it anew.
             }
-            if broker.disconnects > *disconnects {
-                any |= broker.txbytes.saturating_sub(*sent) > CONNECTING_BYTES_MAX;
-                *sent = broker.txbytes;
+            if broker.disconnects > seen.disconnects {
+                any |= seen.awaited > 0; // It was back in between.
+                let is_silent = timeouts > seen.before.0;
+                let is_in_use = sent.saturating_sub(seen.before.1) > CONNECTING_BYTES_MAX;
+                seen.awaited = if is_in_use && !is_silent { ABSENCES_MAX } else { 0 };
             }
-            *disconnects = broker.disconnects;
+            if seen.awaited > 0 && broker.state == "UP" {
+                (any, seen.awaited) = (true, 0);
+            }
+            seen.awaited = seen.awaited.saturating_sub(1);
+            seen.disconnects = broker.disconnects;
+            seen.before = std::mem::replace(&mut seen.last, (timeouts, sent));
         }
         any
     }
@@ -316,20 +339,47 @@ mod tests {
         assert_eq!(seen("no statistics"), None);
     }
 
-    #[test]
-    fn a_connection_that_ends_with_records_on_it_is_a_break() {
+    /// What looks at one broker find, each of its state, disconnects, requests not answered in time, and bytes sent.
+    fn breaks(looks: &[(&str, i64, u64, u64)]) -> Vec<bool> {
         let mut breaks = Breaks::default();
-        let mut seen = |disconnects: i64, sent: u64| {
-            let text =
-                format!(r#"{{"brokers":{{"a":{{"state":"UP","disconnects":{disconnects},"txbytes":{sent}}}}}}}"#);
+        let look = |&(state, disconnects, timeouts, sent): &(&str, i64, u64, u64)| {
+            let text = format!(
+                r#"{{"brokers":{{"a":{{"state":"{state}","disconnects":{disconnects},"req_timeouts":{timeouts},"txbytes":{sent}}}}}}}"#
+            );
             breaks.any(&Statistics::read(text.as_bytes()).unwrap())
         };
-        assert!(!seen(0, 500_000), "records are sent");
-        assert!(seen(1, 700_000));
-        assert!(!seen(1, 700_200), "said once");
-        assert!(!seen(2, 700_400), "an idle one, or one that only connected");
-        assert!(seen(4, 900_000), "two at once");
-        assert!(!seen(0, 0) && !seen(0, 100_000) && seen(1, 100_000), "a broker that librdkafka has met anew");
+        looks.iter().map(look).collect()
+    }
+
+    #[test]
+    fn a_connection_that_ends_with_records_on_it_is_a_break() {
+        let looks = [("UP", 0, 0, 500_000), ("UP", 1, 0, 700_000), ("UP", 1, 0, 700_200), ("UP", 3, 0, 900_000)];
+        assert_eq!(breaks(&looks), [false, true, false, true]);
+        let looks = [("UP", 0, 0, 500_000), ("UP", 0, 0, 500_000), ("UP", 1, 0, 500_400)];
+        assert_eq!(breaks(&looks), [false; 3], "it was idle, whatever it carried before");
+        let looks = [("UP", 5, 0, 900_000), ("UP", 0, 0, 0), ("UP", 0, 0, 100_000), ("UP", 1, 0, 100_000)];
+        assert_eq!(breaks(&looks)[1..], [false, false, true], "a broker that librdkafka has met anew");
+    }
+
+    #[test]
+    fn a_connection_that_librdkafka_ends_for_want_of_an_answer_is_no_break() {
+        for counted in [0, 1] {
+            let looks = [("UP", 0, 0, 0), ("UP", 0, 0, 100_000), ("UP", 0, counted, 100_000), ("UP", 1, 1, 200_000)];
+            assert_eq!(breaks(&looks), [false; 4], "{counted}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_is_not_back_soon_did_not_only_hang_up() {
+        let down = ("TRY_CONNECT", 1, 0, 100_000);
+        assert_eq!(breaks(&[("UP", 0, 0, 0), down, ("UP", 1, 0, 100_300)]), [false, false, true]);
+        assert_eq!(
+            breaks(&[("UP", 0, 0, 0), down, ("DOWN", 2, 0, 200_000)]),
+            [false, false, true],
+            "back, and gone again"
+        );
+        let looks = [("UP", 0, 0, 0), down, down, down, ("UP", 1, 0, 100_300), ("UP", 1, 0, 200_000)];
+        assert_eq!(breaks(&looks), [false; 6]);
     }
 
     #[test]
