@@ -31,8 +31,8 @@ pub const OUTCOMES: [&str; 9] = [
     "unavailable",
 ];
 /// The values of the label `reason` of `unavailable_total`.
-pub const UNAVAILABLE_REASONS: [&str; 7] =
-    ["journal_full", "disk", "deadline", "queue_full", "memory", "shutting_down", "panic"];
+pub const UNAVAILABLE_REASONS: [&str; 8] =
+    ["journal_full", "account_full", "disk", "deadline", "queue_full", "memory", "shutting_down", "panic"];
 /// The values of the label `reason` of `http_refused_total`.
 pub const HTTP_REFUSED_REASONS: [&str; 4] = ["not_found", "method", "headers", "bad_request"];
 /// The values of the label `kind` of `connections_evicted_total`: what a connection was doing when it was closed to make room.
@@ -118,6 +118,8 @@ pub struct JournalMetrics {
     /// Live data and WAL. At 80 % of `journal_size_max_bytes` history gives way; at 100 % of debt alone we answer 503.
     pub bytes: IntGauge,
     pub size_max: IntGauge,
+    /// By account: of what some output has not delivered.
+    account_bytes: IntGaugeVec,
     /// Of the disk. At `journal.free_min` we answer 503.
     pub free: IntGauge,
     /// One group's commit with its sync, seconds. Rises: the disk is slow.
@@ -227,6 +229,7 @@ impl Metrics {
             self.accounts.recovered.with_label_values(&[account]);
             self.accounts.last_accepted.with_label_values(&[account]);
             self.accounts.secrets_loaded.with_label_values(&[account]);
+            self.journal.account(account);
             for event in &events {
                 self.accounts.accepted.with_label_values(&[account, event]);
                 self.accounts.discarded.with_label_values(&[account, event]);
@@ -399,6 +402,12 @@ impl JournalMetrics {
         Self {
             bytes: int_gauge(r, "journal_bytes", "Live data and write-ahead log of the journal."),
             size_max: int_gauge(r, "journal_size_max_bytes", "The configured journal.size_max."),
+            account_bytes: int_gauge_vec(
+                r,
+                "journal_account_bytes",
+                "What undelivered events of the account take in the journal.",
+                &["account"],
+            ),
             free: int_gauge(r, "journal_free_bytes", "Free space on the journal's disk."),
             commit_duration: histogram(
                 r,
@@ -419,6 +428,11 @@ impl JournalMetrics {
             ),
             gone: int_gauge(r, "journal_gone", "1 while the journal's file is no longer at its path."),
         }
+    }
+
+    /// What undelivered events of the account take, bytes.
+    pub fn account(&self, account: &str) -> IntGauge {
+        self.account_bytes.with_label_values(&[account])
     }
 }
 

@@ -25,6 +25,7 @@ pub fn fill(folder: &Path, pending: u64, body_bytes: usize, outputs: &[&str]) ->
     let options = Options {
         config: config.journal.clone(),
         outputs,
+        accounts: Vec::new(),
         discard: Vec::new(),
         tolerance_max: Duration::from_secs(300),
         set_aside: false,

@@ -62,6 +62,7 @@ fn account(name: &str, secrets: Option<PathBuf>) -> config::Account {
         secrets,
         environment_secret: None,
         tolerance: Duration::from_secs(300),
+        journal_max: None,
         keep_refused: 4 << 20,
     }
 }

@@ -335,6 +335,7 @@ fn config(folder: &Path, secret_file: &Path) -> Result<Config, String> {
             secrets: Some(secret_file.to_owned()),
             environment_secret: None,
             tolerance: Duration::from_secs(300),
+            journal_max: None,
             keep_refused: 4 << 20,
         }],
         events: config::Events::default(),

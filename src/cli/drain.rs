@@ -85,6 +85,7 @@ fn options(config: &Config) -> Options {
     Options {
         config: config.journal.clone(),
         outputs: config.outputs.iter().map(|output| output.name.clone()).collect(),
+        accounts: Vec::new(), // No event is taken.
         discard: config.events.discard.clone(),
         tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
         set_aside: false,

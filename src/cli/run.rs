@@ -1,5 +1,6 @@
 //! `run`: opens the rooms in the order in which an event walks through them, and closes them so that nothing that was answered is lost.
 
+use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::config::{self, Config, Loaded, Problems, Warning};
 use crate::ingress::{Ingress, Rooms, Serving, event_of};
 use crate::journal::{self, AppendError, Journal, Options};
 use crate::metrics::Metrics;
-use crate::normalize::Derived;
+use crate::normalize::{Derived, Event};
 use crate::publish::{Outputs, Publisher, Stream};
 use crate::{printable, stderr};
 
@@ -200,6 +201,7 @@ impl Relay {
         let options = Options {
             config: config.journal.clone(),
             outputs: config.outputs.iter().map(|output| output.name.clone()).collect(),
+            accounts: config.accounts.iter().map(|account| (account.name.clone(), account.journal_max)).collect(),
             discard: config.events.discard.clone(),
             tolerance_max: config.accounts.iter().map(|account| account.tolerance).max().unwrap_or_default(),
             set_aside: true,
@@ -245,8 +247,8 @@ impl Relay {
         let (recovered, late) = mpsc::unbounded_channel();
         tasks.spawn(Arc::clone(&accounts).look_into_refused());
         tasks.spawn(Arc::clone(&accounts).watch(recovered));
-        let late = Late { proved: late, under_way: false };
-        tasks.spawn(late.take_in(config.events.extra.clone(), journal.clone(), metrics));
+        let late = Late { proved: late, waiting: VecDeque::new(), is_told: false, journal: journal.clone(), metrics };
+        tasks.spawn(late.take_in(config.events.extra.clone()));
         Ok(Self {
             config,
             secret_made,
@@ -355,50 +357,91 @@ fn last_refused(explanations: &[Explanation]) -> Option<serde_json::Value> {
 /// Requests that a secret which came later proved genuine.
 struct Late {
     proved: mpsc::UnboundedReceiver<Verified>,
-    /// One was taken out of the queue and is not kept yet.
-    under_way: bool,
+    /// Those that are not in the journal yet, in order of arrival.
+    waiting: VecDeque<LateEvent>,
+    is_told: bool,
+    journal: Journal,
+    metrics: Arc<Metrics>,
+}
+
+struct LateEvent {
+    event: Box<Event>,
+    was_refused: bool,
 }
 
 impl Late {
-    /// Keeps them last in order; their 401 stands. One that the journal cannot take is brought again until it can, and those behind it wait.
-    async fn take_in(mut self, extra: Vec<Arc<str>>, journal: Journal, metrics: Arc<Metrics>) {
-        let mut is_told = false;
-        while let Some(verified) = self.proved.recv().await {
+    /// Keeps them last in order; their 401 stands. One that the journal cannot take is brought again until it can. Those of its account that are behind
+    /// it wait; other accounts' do not, since the account alone may be full.
+    async fn take_in(mut self, extra: Vec<Arc<str>>) {
+        loop {
+            let next = match self.waiting.is_empty() {
+                true => self.proved.recv().await,
+                false => match tokio::time::timeout(LATE_AGAIN, self.proved.recv()).await {
+                    Ok(next) => next,
+                    Err(_elapsed) => match self.bring_from(0).await {
+                        Err(AppendError::ShuttingDown) => return,
+                        _ => continue,
+                    },
+                },
+            };
+            let Some(verified) = next else { return };
             let account = verified.account.clone();
             let Ok(event) = event_of(verified, |body| Derived::from_body(body, &extra)) else {
                 warn!(account.name = %account, "a refused webhook that a new secret proved could not be read by a fault in the relay itself; please report it");
                 continue;
             };
-            self.under_way = true;
-            let mut was_refused = false;
-            let receipt = loop {
-                match journal.append(event.clone()).await {
-                    Ok(receipt) => break receipt,
-                    Err(AppendError::ShuttingDown) => return,
-                    Err(error) => {
-                        was_refused = true;
-                        if !std::mem::replace(&mut is_told, true) {
-                            warn!(
-                                events.waiting = self.waiting(),
-                                "{} refused webhooks that a new secret proved wait for the journal, which takes none now ({error:?}); they are in memory only",
-                                self.waiting()
-                            );
-                        }
-                        tokio::time::sleep(LATE_AGAIN).await;
-                    }
-                }
-            };
-            (self.under_way, is_told) = (false, false);
-            // A try that failed may have kept it all the same: then it is its own duplicate.
-            if !receipt.duplicate || was_refused {
-                metrics.accounts.recovered.with_label_values(&[account.as_str()]).inc();
-                info!(account.name = %account, event.id = %receipt.id, "a webhook that was refused is kept after all: a new secret proved it");
+            let is_behind = self.waiting.iter().any(|late| late.event.account == account);
+            self.waiting.push_back(LateEvent { event, was_refused: false });
+            if !is_behind && self.bring_from(self.waiting.len() - 1).await == Err(AppendError::ShuttingDown) {
+                return;
             }
         }
     }
 
+    /// Brings those from this place on to the journal, of each account up to the first that is refused. Gives the last reason.
+    async fn bring_from(&mut self, mut place: usize) -> Result<(), AppendError> {
+        let mut refused = Vec::new();
+        let mut result = Ok(());
+        while let Some(late) = self.waiting.get_mut(place) {
+            let account = late.event.account.clone();
+            if refused.contains(&account) {
+                place += 1;
+                continue;
+            }
+            match self.journal.append(late.event.clone()).await {
+                Ok(receipt) => {
+                    // A try that failed may have kept it all the same: then it is its own duplicate.
+                    if !receipt.duplicate || late.was_refused {
+                        self.metrics.accounts.recovered.with_label_values(&[account.as_str()]).inc();
+                        info!(account.name = %account, event.id = %receipt.id, "a webhook that was refused is kept after all: a new secret proved it");
+                    }
+                    self.waiting.remove(place);
+                }
+                Err(error) => {
+                    late.was_refused = true;
+                    result = Err(error);
+                    if error == AppendError::ShuttingDown {
+                        return result;
+                    }
+                    if !std::mem::replace(&mut self.is_told, true) {
+                        warn!(
+                            events.waiting = self.waiting(),
+                            "{} refused webhooks that a new secret proved wait for the journal, which takes none of account {account} now ({error:?}); \
+                             they are in memory only",
+                            self.waiting()
+                        );
+                    }
+                    refused.push(account);
+                    place += 1;
+                }
+            }
+        }
+        self.is_told &= !self.waiting.is_empty();
+        result
+    }
+
     fn waiting(&self) -> usize {
-        self.proved.len() + usize::from(self.under_way)
+        self.proved.len() + self.waiting.len()
     }
 }
 

@@ -137,6 +137,7 @@ mod tests {
                 secrets: Some(self.0.path().join(name)),
                 environment_secret: None,
                 tolerance: Duration::from_secs(tolerance),
+                journal_max: None,
                 keep_refused: 0,
             };
             crate::authenticate::config_for_test(vec![account("lyon", 600), account("paris", 60)])

@@ -110,6 +110,8 @@ pub struct Account {
     pub secrets: Option<PathBuf>,
     pub environment_secret: Option<Secret>,
     pub tolerance: Duration,
+    /// Bytes that undelivered events may take in the journal; `None`: what there is.
+    pub journal_max: Option<u64>,
     /// Bytes; 0 turns it off.
     pub keep_refused: usize,
 }

@@ -112,6 +112,8 @@ fn account(accounts: &Section<'_>, name: &str) -> Option<Account> {
     let section = accounts.section(name);
     let tolerance = at_least(duration, Duration::from_secs(1), "every webhook would be refused; at least 1s");
     let tolerance = section.measure("tolerance", "5m", tolerance);
+    let journal_max = at_least(size, MIB, "a few of SIPSIM's larger events would fill it; at least 1 MiB");
+    let journal_max = section.optional("journal_max", journal_max);
     let keep_refused = section.measure("keep_refused", "4 MiB", memory);
     let environment_secret = section.secret("secret", "`secrets`, a file or a folder of files");
     let (url_path, secrets) = if name == DEFAULT_ACCOUNT {
@@ -136,7 +138,7 @@ fn account(accounts: &Section<'_>, name: &str) -> Option<Account> {
     }
     // Without a path that is in order there is a problem, and nobody gets this account; its secrets are looked at all the same.
     let path = url_path.unwrap_or_default();
-    Some(Account { name: account_name, path, secrets, environment_secret, tolerance, keep_refused })
+    Some(Account { name: account_name, path, secrets, environment_secret, tolerance, journal_max, keep_refused })
 }
 
 /// The other accounts that have a path, which a variable's name may have missed.

@@ -44,6 +44,7 @@ pub enum Unproved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
     JournalFull,
+    AccountFull,
     Disk,
     Deadline,
     QueueFull,
@@ -101,6 +102,9 @@ impl Refusal {
             Self::Unavailable(Unavailable::JournalFull) => {
                 "pending and parked events fill journal.size_max; mend the output that they wait for, or make it larger"
             }
+            Self::Unavailable(Unavailable::AccountFull) => {
+                "the account's pending and parked events fill accounts.NAME.journal_max; mend the output that they wait for, or give parked ones up"
+            }
             Self::Unavailable(Unavailable::Disk) => "the journal's disk fails, or is down to journal.free_min",
             Self::Unavailable(Unavailable::Deadline) => "the journal's disk was slower than ingress.deadline",
             Self::Unavailable(Unavailable::QueueFull) => "too many events wait for the journal's disk",
@@ -154,6 +158,7 @@ impl Unavailable {
     pub fn reason(self) -> &'static str {
         match self {
             Self::JournalFull => "journal_full",
+            Self::AccountFull => "account_full",
             Self::Disk => "disk",
             Self::Deadline => "deadline",
             Self::QueueFull => "queue_full",
@@ -169,7 +174,7 @@ impl Unavailable {
             Self::Deadline | Self::QueueFull | Self::Memory | Self::ShuttingDown | Self::Panic => {
                 Duration::from_secs(1)
             }
-            Self::JournalFull | Self::Disk => Duration::from_secs(10),
+            Self::JournalFull | Self::AccountFull | Self::Disk => Duration::from_secs(10),
         }
     }
 }
@@ -189,6 +194,7 @@ impl From<AppendError> for Refusal {
     fn from(error: AppendError) -> Self {
         Self::Unavailable(match error {
             AppendError::Full => Unavailable::JournalFull,
+            AppendError::AccountFull => Unavailable::AccountFull,
             AppendError::Disk => Unavailable::Disk,
             AppendError::QueueFull => Unavailable::QueueFull,
             AppendError::ShuttingDown => Unavailable::ShuttingDown,
@@ -216,8 +222,9 @@ mod tests {
 
     const UNPROVED: [Unproved; 4] =
         [Unproved::MissingHeader, Unproved::MalformedHeader, Unproved::BadSignature, Unproved::OutsideTolerance];
-    const UNAVAILABLE: [Unavailable; 7] = [
+    const UNAVAILABLE: [Unavailable; 8] = [
         Unavailable::JournalFull,
+        Unavailable::AccountFull,
         Unavailable::Disk,
         Unavailable::Deadline,
         Unavailable::QueueFull,
@@ -245,7 +252,7 @@ mod tests {
         for unavailable in UNAVAILABLE {
             let answer = Refusal::Unavailable(unavailable).answer();
             assert_eq!(answer.status(), 503);
-            let full = matches!(unavailable, Unavailable::JournalFull | Unavailable::Disk);
+            let full = matches!(unavailable.reason(), "journal_full" | "account_full" | "disk");
             assert_eq!(answer.headers()[RETRY_AFTER], if full { "10" } else { "1" }, "{unavailable:?}");
         }
     }

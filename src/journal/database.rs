@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, params};
 
 use super::checkpoint::Checkpoints;
+use super::fetch::SIZES;
 use super::file::Files;
 use super::retention::{self, Limits, Retention};
 use super::room::Room;
 use super::seen::Seen;
+use super::undelivered::Undelivered;
 use super::writer::Group;
 use super::{Health, Kept, Options, OutputRow, Receipt, Shared, file, ledger, orders, progress, row};
 use crate::clock::{self, Timestamp};
@@ -57,6 +59,7 @@ pub(super) struct Database {
     seen: Seen,
     retention: Retention,
     outputs: Vec<OutputRow>,
+    pub undelivered: Undelivered,
     /// The last sequence given.
     pub last: u64,
     floor: u64,
@@ -108,6 +111,9 @@ impl Database {
         ledger::configure(&db, &options.outputs, last, now)?;
         db.execute_batch("COMMIT")?;
         let outputs = ledger::read(&db)?;
+        let account = |(name, _): &(AccountName, _)| (name.clone(), shared.metrics.journal.account(name.as_str()));
+        let gauges = options.accounts.iter().map(account).collect();
+        let undelivered = Undelivered::load(&db, &outputs, last, is_damaged, gauges)?;
         let id = Arc::clone(&shared.id.lock().unwrap_or_else(PoisonError::into_inner));
         let mut accounts = db.prepare("SELECT name, last_accepted_at FROM accounts")?;
         let mut rows = accounts.query([])?;
@@ -135,6 +141,7 @@ impl Database {
             seen: Seen::default(),
             retention: Retention::new(),
             outputs,
+            undelivered,
             last,
             floor,
             // Whatever comes is behind this.
@@ -169,6 +176,8 @@ impl Database {
             let rows = if group.appends.is_empty() { ORDER_ROWS_IDLE } else { ORDER_ROWS };
             order.look(&self.db, &self.outputs, self.last, rows)?;
         }
+        let looked_at = order.iter().flat_map(orders::Waiting::looked_at);
+        let sizes = SIZES.of(&self.db, looked_at, usize::MAX)?; // Before the step, with which a row may go.
         let limits = limits(group.appends.len(), options, &self.room, &self.outputs, self.last);
         self.retention.look(&self.db, &limits, now)?;
         let imported = order.as_ref().map(orders::Waiting::events).unwrap_or_default();
@@ -183,13 +192,23 @@ impl Database {
                 .find(|row| row.number == progress.output && Arc::ptr_eq(&progress.journal, &self.id));
             written.known.push(row.is_some());
             if let Some(row) = row.filter(|row| row.progress < progress.number) {
-                progress::apply(&self.db, progress, row, &self.kept, now)?;
+                for (sequence, size) in progress::apply(&self.db, progress, row, &self.kept, now)? {
+                    self.undelivered.delivered(&self.db, &self.outputs, progress.output, sequence, &size)?;
+                }
             }
         }
         let ordered = order.is_some();
+        let mut forgotten = false;
         if let Some(order) = order {
             let step = orders::carry_out(&self.db, order, &mut self.outputs, now)?;
-            if step.forgotten.is_some() {
+            for (output, given_up) in &step.given_up {
+                let size = sizes.iter().find(|(sequence, _)| sequence == given_up).and_then(|(_, size)| size.as_ref());
+                if let Some(size) = size {
+                    self.undelivered.delivered(&self.db, &self.outputs, *output, *given_up, size)?;
+                }
+            }
+            forgotten = step.forgotten.is_some();
+            if forgotten {
                 // Its cursor may have been all that remembered how far the numbers went.
                 self.floor = self.last;
                 file::save_floor(&self.db, self.floor)?;
@@ -202,9 +221,15 @@ impl Database {
                 progress::save(&self.db, row)?;
             }
         }
+        if !forgotten {
+            self.undelivered.save(&self.db, &self.outputs)?;
+        }
         self.clean(group, options, started, now)?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
         self.seen.saved();
+        if forgotten {
+            self.undelivered.count(&self.db, &self.outputs, self.last)?;
+        }
         if written.accepted > 0 {
             self.kept.note(self.last, clock::now());
         }
@@ -250,6 +275,7 @@ impl Database {
                 self.floor = self.last;
             } else {
                 row::insert(&mut insert, self.last, event)?;
+                self.undelivered.accepted(&event.account, event.body.len());
                 kept += 1;
             }
             if event.replayed {
@@ -393,6 +419,7 @@ impl Database {
 
     /// Lets everybody see the outputs as they are now.
     pub fn show(&self, shared: &Shared) {
+        self.undelivered.show();
         shared.outputs.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.outputs);
     }
 }

@@ -8,6 +8,7 @@ use rusqlite::{CachedStatement, Connection, Params, Row, params};
 use super::inspect::{Head, head};
 use super::{OutputRow, Span, Stored, file, ledger, row};
 use crate::clock::Timestamp;
+use crate::config::AccountName;
 
 /// What is read of an event's row, and how.
 pub(super) struct Part<T> {
@@ -36,6 +37,19 @@ pub(super) const HEADS: Part<Head> = Part {
 pub(super) const TIMES: Part<Timestamp> = Part {
     columns: "sequence, received_at",
     read: |row| Ok(Some(Timestamp::from_micros(row.get(1).unwrap_or_default()))),
+    bytes: |_| 0,
+};
+
+/// Whose event it is, and the bytes of its body.
+pub(super) type Size = (AccountName, usize);
+
+/// Not checked. The body itself is not read, only its length.
+pub(super) const SIZES: Part<Size> = Part {
+    columns: "sequence, account, length(body)",
+    read: |row| {
+        let account = row.get_ref(1)?.as_str().ok().and_then(AccountName::new);
+        Ok(account.zip(row.get(2).ok()))
+    },
     bytes: |_| 0,
 };
 

@@ -21,6 +21,7 @@ fn options(folder: &Path) -> Options {
     Options {
         config,
         outputs: vec![OutputName::new("console").unwrap()],
+        accounts: Vec::new(),
         discard: Vec::new(),
         tolerance_max: Duration::from_secs(300),
         set_aside: true,

@@ -45,6 +45,12 @@ pub struct Span {
     pub through: Option<u64>,
 }
 
+impl Span {
+    pub(super) fn has(&self, sequence: u64) -> bool {
+        self.after < sequence && self.through.is_none_or(|through| sequence <= through)
+    }
+}
+
 impl OutputRow {
     /// What it owes behind its cursor.
     pub(super) fn owed(&self) -> impl Iterator<Item = Span> {

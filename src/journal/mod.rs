@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
 use crate::clock::Timestamp;
-use crate::config::{self, OutputName};
+use crate::config::{self, AccountName, OutputName};
 use crate::metrics::Metrics;
 use crate::normalize::{Event, EventId};
 
@@ -36,6 +36,7 @@ mod room;
 mod row;
 mod seen;
 pub mod selection;
+mod undelivered;
 mod writer;
 #[cfg(test)]
 mod flips;
@@ -83,6 +84,8 @@ impl Receipt {
 pub enum AppendError {
     /// Pending and parked events fill `journal.size_max`.
     Full,
+    /// Undelivered events of the event's account fill its `journal_max`.
+    AccountFull,
     /// The disk fails or is down to `journal.free_min`, or the journal is not open (yet).
     Disk,
     /// As many appends wait as may.
@@ -117,6 +120,8 @@ pub struct Stored {
 pub struct Options {
     pub config: config::Journal,
     pub outputs: Vec<OutputName>,
+    /// With the bytes that each one's undelivered events may take, if that is bounded.
+    pub accounts: Vec<(AccountName, Option<u64>)>,
     /// Event names that are answered and noted, but not kept.
     pub discard: Vec<String>,
     /// The longest of the accounts': for so long the very same request is known again.

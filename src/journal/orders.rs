@@ -209,6 +209,11 @@ impl Waiting {
         self.selection.lines().filter_map(|line| export::read(line).ok()).collect()
     }
 
+    /// The events that the next step may give up.
+    pub fn looked_at(&self) -> impl Iterator<Item = u64> {
+        self.looked.heads.iter().map(|(sequence, _)| *sequence)
+    }
+
     /// Looks at the next events, at most so many, for the step that follows. `last` is the last sequence given.
     pub fn look(&mut self, db: &Connection, outputs: &[OutputRow], last: u64, rows: usize) -> rusqlite::Result<()> {
         let row = outputs.iter().find(|row| Some(&row.name) == self.output.as_ref());
@@ -404,10 +409,12 @@ impl Work<'_> {
         let mut count = 0;
         for (sequence, head) in heads {
             let Some(head) = head else { continue };
-            let owed =
-                |span: &super::Span| span.after < *sequence && span.through.is_none_or(|through| *sequence <= through);
             let (apart, given_up) = self.stands(*sequence)?;
-            if apart || given_up || !self.row.spans.iter().any(owed) || !self.selection.takes(head) {
+            if apart
+                || given_up
+                || !self.row.spans.iter().any(|span| span.has(*sequence))
+                || !self.selection.takes(head)
+            {
                 continue;
             }
             let mut insert = self.db.prepare_cached(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection, params};
 
+use super::fetch::Size;
 use super::{Kept, OutputRow, Stored};
 use crate::clock::Timestamp;
 use crate::config::AccountName;
@@ -69,6 +70,7 @@ pub struct About {
     pub name: EventName,
     pub subject: Option<String>,
     pub received_at: Timestamp,
+    pub body_bytes: usize,
 }
 
 impl About {
@@ -80,6 +82,7 @@ impl About {
             name: event.name.clone(),
             subject: event.subject.clone(),
             received_at: event.received_at,
+            body_bytes: event.body.len(),
         }
     }
 }
@@ -130,19 +133,23 @@ impl Progress {
 const DELETE_APART: &str =
     "DELETE FROM apart INDEXED BY apart_by_sequence WHERE sequence = ? AND output = ? AND state <> 'replay'";
 
-/// Writes one output's progress into the transaction under way, and its new counts into `row`.
+/// Writes one output's progress into the transaction under way, and its new counts into `row`. Gives what it published for the first time.
 pub(super) fn apply(
     db: &Connection,
     progress: &Progress,
     row: &mut OutputRow,
     kept: &Kept,
     now: Timestamp,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Vec<(u64, Size)>> {
     let any_given_up = any_given_up(db, progress)?;
+    let mut published = Vec::new();
     hold(db, progress, any_given_up, row.cursor, now)?;
     let mut insert = db.prepare_cached(TRAIL)?;
     for settlement in &progress.settled {
-        settle(db, progress.output, settlement, any_given_up, row, now)?;
+        let is_published = settle(db, progress.output, settlement, any_given_up, row, now)?;
+        if let Some(about) = settlement.event.as_ref().filter(|_| is_published) {
+            published.push((settlement.sequence, (about.account.clone(), about.body_bytes)));
+        }
         trail(&mut insert, settlement, &row.name, kept)?;
     }
     let mut retry = db.prepare_cached(
@@ -165,7 +172,7 @@ pub(super) fn apply(
     }
     row.cursor = row.cursor.max(progress.cursor);
     row.progress = progress.number;
-    Ok(())
+    Ok(published)
 }
 
 /// Writes the place and the counts of an output.
@@ -203,6 +210,7 @@ fn hold(db: &Connection, progress: &Progress, any_given_up: bool, cursor: u64, n
     Ok(())
 }
 
+/// True if the event was published for the first time.
 fn settle(
     db: &Connection,
     output: u32,
@@ -210,22 +218,22 @@ fn settle(
     any_given_up: bool,
     row: &mut OutputRow,
     now: Timestamp,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<bool> {
     if matches!(settlement.outcome, Outcome::Replayed(_) | Outcome::NotReplayed { .. }) {
         let mut delete = db
             .prepare_cached("DELETE FROM apart WHERE output = ? AND state = 'replay' AND lane = '' AND sequence = ?")?;
         delete.execute(params![output, settlement.sequence as i64])?;
-        return Ok(());
+        return Ok(false);
     }
     // An order gave it up while it was on its way: the ledger has it as discarded, and what became of it only the trail tells.
     let is_given_up = any_given_up && is_given_up(db, output, settlement.sequence)?;
     if is_given_up || !settlement.has_row && settlement.sequence <= row.cursor {
-        return Ok(());
+        return Ok(false);
     }
     if settlement.has_row {
         let mut delete = db.prepare_cached(DELETE_APART)?;
         if delete.execute(params![settlement.sequence as i64, output])? == 0 {
-            return Ok(());
+            return Ok(false);
         }
     }
     *(if settlement.was_parked { &mut row.counts.parked } else { &mut row.counts.pending }) -= 1;
@@ -248,7 +256,7 @@ fn settle(
         }
         Outcome::Replayed(_) | Outcome::NotReplayed { .. } => {} // Above.
     }
-    Ok(())
+    Ok(matches!(settlement.outcome, Outcome::Published(_)))
 }
 
 /// Whether any order gave up one between the first and the last event of this progress. Nearly always none did, and one look spares one an event.

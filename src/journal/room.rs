@@ -26,7 +26,7 @@ const LOG_PART: u64 = 8;
 /// What a few commits of a busy second add to the shortest log.
 const LOG_USUAL_MIN: u64 = 1 << 20;
 /// What an event's row takes beside its body, roughly, bytes.
-const ROW_BYTES: usize = 512;
+pub(super) const ROW_BYTES: usize = 512;
 
 pub(super) struct Room {
     measured_at: Instant,

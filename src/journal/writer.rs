@@ -19,6 +19,7 @@ use super::mend::mend;
 use super::pressure::Gauge;
 use super::{
     Append, AppendError, Health, Message, Options, Progress, ProgressReply, Receipt, Shared, checkpoint, orders,
+    undelivered,
 };
 use crate::clock::{self, Timestamp};
 use crate::config::AccountName;
@@ -171,8 +172,11 @@ impl Writer {
                         refuse_appends(&mut group, AppendError::Disk);
                     } else if let Some((error, _)) = db.room.closed {
                         refuse_appends(&mut group, error);
-                    } else if !db.room.take(group.appends.len(), group.bytes, self.options.config.free_min) {
-                        refuse_appends(&mut group, AppendError::Disk);
+                    } else {
+                        refuse_full_accounts(&mut group, db, &self.options);
+                        if !db.room.take(group.appends.len(), group.bytes, self.options.config.free_min) {
+                            refuse_appends(&mut group, AppendError::Disk);
+                        }
                     }
                     let begun = Instant::now();
                     let mut outcome = self.shared.at_disk(|| db.write(&group, &self.options, self.started));
@@ -598,6 +602,30 @@ fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded:
     for account in heard {
         // Not the arrival: what a new secret proved late came before what was accepted meanwhile.
         metrics.accounts.last_accepted.with_label_values(&[account.as_str()]).set(now.as_seconds_f64());
+    }
+}
+
+/// Refuses what would take its account past its bound; the others' events go on. An account that has nothing undelivered may keep an event of any size.
+fn refuse_full_accounts(group: &mut Group, db: &Database, options: &Options) {
+    for (account, bytes_max) in &options.accounts {
+        let Some(bytes_max) = bytes_max else { continue };
+        let mut bytes = db.undelivered.of(account);
+        let is_too_much = |append: &mut Append| {
+            let event = &append.event;
+            if event.account != *account || options.discard.iter().any(|name| name == event.name.as_str()) {
+                return false;
+            }
+            let more = bytes + undelivered::cost(event.body.len());
+            let is_too_much = bytes > 0 && more > *bytes_max;
+            if !is_too_much {
+                bytes = more;
+            }
+            is_too_much
+        };
+        for append in group.appends.extract_if(.., is_too_much) {
+            group.bytes -= append.event.body.len();
+            let _ = append.reply.send(Err(AppendError::AccountFull)); // Nobody waits: the deadline passed meanwhile.
+        }
     }
 }
 

@@ -146,6 +146,7 @@ impl Books {
                 name: event.name,
                 subject: event.subject,
                 received_at: event.received_at,
+                body_bytes: event.body.len(),
             }),
         });
     }

@@ -88,6 +88,7 @@ pub(crate) mod tests {
             secrets: None,
             environment_secret: None,
             tolerance: Duration::ZERO,
+            journal_max: None,
             keep_refused: 0,
         };
         Config {

@@ -138,6 +138,7 @@ const SEEN: &[(&str, &str, &[&str])] = &[
         "during_the_delay_it_is_unready_and_still_accepts_and_then_ends",
         &["ingress.listen", "admin.listen", "shutdown.delay"],
     ),
+    ("relay/keys.rs", "a_full_account_is_refused_alone", &["accounts.default.journal_max"]),
     ("relay/keys.rs", "the_admin_port_answers_only_under_names_that_it_knows", &["admin.hosts"]),
     ("relay/stop.rs", "sigterm_while_the_brokers_are_away_ends_in_time_and_keeps_what_is_pending", &["shutdown.drain"]),
     ("relay/observe.rs", "one_event_is_followed_through_the_log_by_its_id", &["log.format", "log.level"]),
@@ -369,6 +370,58 @@ fn what_an_account_says_holds_for_it_alone() {
     wait_until("all to leave", LONG, || relay.envelopes().len() == 4);
     let sources: Vec<_> = relay.envelopes().iter().map(|envelope| envelope["source"].clone()).collect();
     assert_eq!(sources, ["/calls/a/x", "/calls/b/x", "/calls/a/x", "/calls/c/x"]);
+}
+
+#[test]
+fn a_full_account_is_refused_alone() {
+    const LATE: &str = "fedcba9876543210fedcba9876543210";
+    let mut relay = Relay::start(
+        "[accounts.a]\npath = \"/a\"\nsecrets = \"data/secrets\"\njournal_max = \"1 MiB\"\n\
+         [accounts.b]\npath = \"/b\"\nsecrets = \"data/secrets\"\n\
+         [outputs.kafka]\nbrokers = \"127.0.0.1:9\"\n",
+    );
+    let post = |relay: &Relay, path: &str, secret: &str, body: &str| {
+        let timestamp = now().to_string();
+        let signature = sign(secret, &timestamp, body.as_bytes());
+        let headers = [("X-Webhook-Timestamp", &*timestamp), ("X-Webhook-Signature", &*signature)];
+        let mut client = Client::connect(relay.ingress).expect("a connection");
+        client.request("POST", path, &headers, body.as_bytes()).expect("an answer")
+    };
+    let large = |number: u32| format!("\"{number}{}\"", "x".repeat(200 << 10));
+    for number in 1..=5 {
+        assert_eq!(post(&relay, "/a", SECRET, &large(number)).status, 200, "{number}");
+    }
+    let bytes =
+        |relay: &Relay, account| relay.metrics().get("sipsim_relay_journal_account_bytes", &[("account", account)]);
+    let five = bytes(&relay, "a");
+    assert!((1_000.0 * 1024.0..1_048_576.0).contains(&five), "{five}");
+    let check = |relay: &Relay, when: &str| {
+        let refused = post(relay, "/a", SECRET, &large(6));
+        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("10")), "{when}");
+        assert_eq!(relay.metrics().get("sipsim_relay_unavailable_total", &[("reason", "account_full")]), 1.0, "{when}");
+        assert_eq!(post(relay, "/b", SECRET, &large(7)).status, 200, "{when}");
+        assert_eq!(relay.get("/readyz").expect("an answer").status, 200, "{when}");
+        assert_eq!(bytes(relay, "a"), five, "{when}");
+    };
+    check(&relay, "at first");
+    relay.logged(&["account_full", "accounts.NAME.journal_max"]);
+    relay.restart();
+    check(&relay, "after a kill");
+    // Those that a new secret proves late: the full account's wait, the other's do not wait behind them.
+    for path in ["/a", "/b"] {
+        assert_eq!(post(&relay, path, LATE, &large(8)).status, 401);
+    }
+    relay.write_secret("late", LATE);
+    let recovered = |account| relay.metrics().get("sipsim_relay_webhooks_recovered_total", &[("account", account)]);
+    wait_until("b's to be recovered", LONG, || recovered("b") == 1.0);
+    relay.logged(&["which takes none of account a now"]);
+    assert_eq!(recovered("a"), 0.0);
+    let given_up = relay.finish(&["journal", "discard", "--output", "kafka", "--yes"]);
+    assert!(given_up.status.success(), "{given_up:?}");
+    wait_until("a's to be recovered", LONG, || recovered("a") == 1.0);
+    let one = five / 5.0;
+    assert_eq!((bytes(&relay, "a") / one).round(), 1.0, "what was given up takes nothing");
+    assert_eq!(post(&relay, "/a", SECRET, &large(9)).status, 200);
 }
 
 #[test]

@@ -30,9 +30,9 @@ fn promtool_is_content_with_the_metrics() {
 
 /// DESIGN §6: name without prefix, type, labels, and how many series there are from the start with two outputs, one account and one secret.
 #[rustfmt::skip] // A line is a metric.
-const METRICS: [(&str, &str, &[&str], usize); 45] = [
+const METRICS: [(&str, &str, &[&str], usize); 46] = [
     ("webhooks_total", "counter", &["account", "outcome"], 9),
-    ("unavailable_total", "counter", &["reason"], 7),
+    ("unavailable_total", "counter", &["reason"], 8),
     ("http_refused_total", "counter", &["reason"], 4),
     ("http_connections", "gauge", &[], 1),
     ("connections_evicted_total", "counter", &["kind"], 5),
@@ -61,6 +61,7 @@ const METRICS: [(&str, &str, &[&str], usize); 45] = [
     ("journal_bytes", "gauge", &[], 1),
     ("journal_size_max_bytes", "gauge", &[], 1),
     ("journal_free_bytes", "gauge", &[], 1),
+    ("journal_account_bytes", "gauge", &["account"], 1),
     ("journal_commit_duration_seconds", "histogram", &[], 1),
     ("journal_commit_events", "histogram", &[], 1),
     ("journal_set_aside", "gauge", &[], 1),

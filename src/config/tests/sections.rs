@@ -151,6 +151,13 @@ fn an_account_is_told_what_it_lacks() {
         &["relay.toml:2: accounts.default.tolerance: `0` is too little: every webhook would be refused; at least 1s"],
     );
     assert_eq!(good("accounts.default.keep_refused = 0").accounts[0].keep_refused, 0);
+    bad(
+        "accounts.default.journal_max = \"0 B\"",
+        &[
+            "relay.toml:1: accounts.default.journal_max: `0 B` is too little: a few of SIPSIM's larger events would fill it; at least 1 MiB",
+        ],
+    );
+    assert_eq!(good("accounts.default.journal_max = \"1 GiB\"").accounts[0].journal_max, Some(1 << 30));
 }
 
 #[test]

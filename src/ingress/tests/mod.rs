@@ -114,6 +114,7 @@ pub(crate) fn configuration() -> Config {
             secrets: None,
             environment_secret: Some(Secret::new(SECRET.into())),
             tolerance: Duration::from_secs(300),
+            journal_max: None,
             keep_refused: 0,
         }],
         events: config::Events::default(),

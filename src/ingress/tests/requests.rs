@@ -166,6 +166,7 @@ async fn what_the_journal_cannot_keep_is_503_with_the_time_to_come_back() {
     let mut peer = relay.connect().await;
     for (error, reason, retry_after) in [
         (AppendError::Full, "journal_full", "10"),
+        (AppendError::AccountFull, "account_full", "10"),
         (AppendError::Disk, "disk", "10"),
         (AppendError::QueueFull, "queue_full", "1"),
         (AppendError::ShuttingDown, "shutting_down", "1"),
@@ -176,5 +177,5 @@ async fn what_the_journal_cannot_keep_is_503_with_the_time_to_come_back() {
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some(retry_after)), "{reason}");
         assert_eq!(relay.unavailable(reason), 1, "{reason}");
     }
-    assert_eq!(relay.outcome("unavailable"), 4);
+    assert_eq!(relay.outcome("unavailable"), 5);
 }

@@ -22,6 +22,7 @@ async fn open(config: config::Journal) -> (Journal, Writer) {
     let options = Options {
         config,
         outputs: vec![OutputName::new("console").unwrap()],
+        accounts: Vec::new(),
         discard: Vec::new(),
         tolerance_max: Duration::from_secs(300),
         set_aside: false,
