@@ -239,3 +239,24 @@ fn panics_with_content() {
     logging::start(&Log { format: LogFormat::Text, level: tracing::Level::ERROR });
     panic!("caller +33639980000");
 }
+
+/// SECURITY.md names the C code inside by its versions: those that are built in.
+#[test]
+fn security_md_has_the_versions_of_the_c_code_inside() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).expect(name);
+    let (security, lock) = (read("SECURITY.md"), read("Cargo.lock"));
+    let locked = |name: &str| {
+        let package = lock.split_once(&format!("name = \"{name}\"\nversion = \"")).expect(name).1;
+        let version = package.split_once('"').expect("a quote").0;
+        version.split_once('+').map_or(version, |(_, of_the_c_code)| of_the_c_code).to_owned()
+    };
+    for (name, version) in [
+        ("librdkafka", locked("rdkafka-sys")),
+        ("SQLite", rusqlite::version().to_owned()),
+        ("ring", locked("ring")),
+        ("OpenSSL", locked("openssl-src")),
+    ] {
+        assert!(security.contains(&format!("| {name} {version} |")), "SECURITY.md does not list {name} {version}");
+    }
+}
