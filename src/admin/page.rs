@@ -195,6 +195,9 @@ fn write_accounts(page: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     page.write_str("</tbody></table>\n")?;
+    for problem in &status.secret_problems {
+        writeln!(page, "<p class=\"late\" data-name=\"secret problem\">{}</p>", Text(problem))?;
+    }
     if !status.unavailable.is_empty() {
         let reasons: Vec<_> = status.unavailable.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         writeln!(page, "<p class=\"bad\">Answered 503, which may have lost events: {}</p>", reasons.join(", "))?;

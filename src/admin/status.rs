@@ -32,6 +32,8 @@ pub struct Sources {
     pub rows: Arc<dyn Fn() -> Vec<OutputRow> + Send + Sync>,
     pub outputs: Outputs,
     pub last_refused: LastRefused,
+    /// What is wrong with the accounts' secrets, a line each.
+    pub secret_problems: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
 }
 
 /// Everything on the page, at one moment.
@@ -56,6 +58,8 @@ pub struct Status {
     pub unavailable: BTreeMap<&'static str, u64>,
     pub connections: i64,
     pub last_refused: Option<serde_json::Value>,
+    /// Secrets that cannot be used or are doubtful, a line each. Names files, and nothing in them.
+    pub secret_problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -162,6 +166,7 @@ impl Sources {
             unavailable: unavailable.collect(),
             connections: self.metrics.ingress.connections.get(),
             last_refused: (self.last_refused)(),
+            secret_problems: (self.secret_problems)(),
         }
     }
 

@@ -67,6 +67,7 @@ fn sources() -> (Sources, Knobs) {
         },
         outputs: Outputs::default(),
         last_refused: Arc::new(|| Some(serde_json::json!({"reason": "bad_signature"}))),
+        secret_problems: Arc::new(|| vec!["account <a>: the secret in x is empty".to_owned()]),
     };
     (sources, Knobs { config, journal, rows })
 }
@@ -284,6 +285,7 @@ async fn the_status_is_shown_to_people_and_machines() {
         ("/last_events/1/event", "voicemail".into()),
         ("/journal/oldest_pending_age_seconds", 61.5.into()),
         ("/last_refused/reason", "bad_signature".into()),
+        ("/secret_problems/0", "account <a>: the secret in x is empty".into()),
     ] {
         assert_eq!(status.pointer(pointer), Some(&expected), "{pointer} in {body}");
     }
@@ -294,6 +296,7 @@ async fn the_status_is_shown_to_people_and_machines() {
         "<strong>accepting</strong>",
         "&lt;relay &amp; co&gt;",
         "bad_signature 7",
+        "account &lt;a&gt;: the secret in x is empty",
         "held: sipsim.sms (topic_missing): the broker has no such topic",
         "sipsim.rating makes no progress (unknown): its oldest event, 42, of 2.0 KiB, accepted 1 min 1 s ago",
         "1 topic is held, 1 more makes no progress",

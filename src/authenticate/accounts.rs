@@ -34,6 +34,8 @@ pub struct Accounts {
     by_path: HashMap<String, Arc<Account>>,
     in_order: Vec<Arc<Account>>,
     reports: Mutex<Vec<ReloadReport>>,
+    /// Held by whoever reloads, so that two reloads cannot cross; apart from `reports`, which the status page reads while a disk hangs.
+    reloading: Mutex<()>,
     pub(super) explainer: Explainer,
     metrics: Arc<Metrics>,
 }
@@ -97,7 +99,14 @@ impl Accounts {
         }
         metrics.accounts.reloaded(RELOADED, reports.is_empty());
         let by_path = in_order.iter().map(|account| (account.config.path.clone(), Arc::clone(account))).collect();
-        Ok(Self { by_path, in_order, reports: Mutex::new(reports), explainer: Explainer::default(), metrics })
+        Ok(Self {
+            by_path,
+            in_order,
+            reports: Mutex::new(reports),
+            reloading: Mutex::default(),
+            explainer: Explainer::default(),
+            metrics,
+        })
     }
 
     /// The account that receives at this path, without query string.
@@ -123,13 +132,13 @@ impl Accounts {
     /// Reads all secrets anew and puts them in force, account by account; where nothing usable is left the last good ones stay. Held requests
     /// are tried again under what changed. Blocks on the disk.
     pub fn reload(&self) -> Reload {
-        let mut last = lock(&self.reports); // Held throughout, so that two reloads cannot cross.
+        let _alone = lock(&self.reloading);
         let mut reload = Reload::default();
         for account in &self.in_order {
             account.reload(&mut reload);
         }
         self.metrics.accounts.reloaded(RELOADED, reload.reports.is_empty());
-        last.clone_from(&reload.reports);
+        lock(&self.reports).clone_from(&reload.reports);
         reload
     }
 
@@ -252,17 +261,18 @@ impl Account {
     fn reload(&self, reload: &mut Reload) {
         let (secrets, reports) = secrets::load(&self.config);
         reload.reports.extend(reports);
-        if secrets.is_empty() {
-            let place = self.config.secrets.as_ref().map(|path| path.display().to_string());
+        let keys = self.keys();
+        if keys.0.len() == secrets.len() && keys.0.iter().zip(&secrets).all(|(key, secret)| key.is(secret)) {
+            return;
+        }
+        // Only short ones is what the start takes if there is nothing else; they do not take the place of others.
+        if secrets.iter().all(|named| named.secret.is_short()) {
+            let place = self.config.secrets.as_deref().map(config::shown);
             reload.reports.push(ReloadReport {
                 account: self.name.clone(),
                 place: place.unwrap_or_else(|| secrets::variable(&self.name)),
                 unusable: Unusable::NoneLeft,
             });
-            return;
-        }
-        let keys = self.keys();
-        if keys.0.len() == secrets.len() && keys.0.iter().zip(&secrets).all(|(key, secret)| key.is(secret)) {
             return;
         }
         self.put_in_force(secrets);
@@ -303,7 +313,10 @@ impl NoSecrets {
             }
             text.push_str(&format!("account {name} has no signing secret: put SIPSIM's into "));
             if let Some(path) = &account.secrets {
-                text.push_str(&format!("{} (a file, or a folder with one file a secret), or into ", path.display()));
+                text.push_str(&format!(
+                    "{} (a file, or a folder with one file a secret), or into ",
+                    config::shown(path)
+                ));
             }
             text.push_str(&format!("the environment variable {}", secrets::variable(name)));
             for report in reports {

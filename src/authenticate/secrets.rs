@@ -6,8 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, iter};
 
-use crate::config::{self, AccountName, SECRET_FILE_MAX};
-use crate::secret::Secret;
+use crate::config::{self, AccountName};
+use crate::secret::{Doubt, FILE_MAX, Secret};
 use zeroize::Zeroizing;
 
 /// `accounts.default.secrets`, unless configured. It may be absent if the environment gives a secret.
@@ -36,6 +36,10 @@ pub enum Unusable {
     /// With the system's own words.
     Unreadable(String),
     TooLarge,
+    /// Too short, beside others that are not. With its length in bytes.
+    Short(usize),
+    /// It is taken all the same.
+    Doubtful(Doubt),
     /// Nothing usable is left there; what was loaded before stays in force.
     NoneLeft,
 }
@@ -59,8 +63,15 @@ impl fmt::Display for ReloadReport {
             Unusable::TooLarge => write!(
                 f,
                 "account {account}: {place} is larger than {} KiB, so no secret, and is skipped; remove it",
-                SECRET_FILE_MAX >> 10
+                FILE_MAX >> 10
             ),
+            Unusable::Short(length) => write!(
+                f,
+                "account {account}: the secret in {place} has {length} bytes, too few for a signing secret, and is skipped; remove it, or write the secret there"
+            ),
+            Unusable::Doubtful(doubt) => {
+                write!(f, "account {account}: the secret in {place} is taken as it is, but it {doubt}")
+            }
             Unusable::NoneLeft => write!(
                 f,
                 "account {account}: no usable secret is left in {place}; those loaded before stay in force until there is one"
@@ -69,21 +80,37 @@ impl fmt::Display for ReloadReport {
     }
 }
 
-/// What an account's places hold now, sorted by label, the environment's last; and what of it cannot be used.
+/// What an account's places hold now, sorted by label, the environment's last; and what of it cannot be used, or is hardly a secret.
 pub fn load(account: &config::Account) -> (Vec<NamedSecret>, Vec<ReloadReport>) {
     let mut found = Found { account, secrets: Vec::new(), reports: Vec::new() };
     if let Some(path) = &account.secrets {
         found.place(path);
     }
-    found.secrets.sort_by(|a, b| a.label.cmp(&b.label));
+    found.secrets.sort_by(|(a, _), (b, _)| a.label.cmp(&b.label));
     if let Some(secret) = &account.environment_secret {
-        let trimmed = Secret::new(secret.expose().trim_ascii().to_vec());
+        let trimmed = Secret::of(secret.expose());
         match trimmed.is_empty() {
             true => found.report(variable(&account.name), Unusable::Empty),
-            false => found.secrets.push(NamedSecret { label: ENVIRONMENT.to_owned(), secret: trimmed }),
+            false => {
+                let named = NamedSecret { label: ENVIRONMENT.to_owned(), secret: trimmed };
+                found.secrets.push((named, variable(&account.name)));
+            }
         }
     }
-    (found.secrets, found.reports)
+    // A short one is rather another value that came along, a user name for instance, unless there is nothing else.
+    let skips_short = found.secrets.iter().any(|(named, _)| !named.secret.is_short());
+    let mut taken = Vec::new();
+    for (named, place) in std::mem::take(&mut found.secrets) {
+        if skips_short && named.secret.is_short() {
+            found.report(place, Unusable::Short(named.secret.expose().len()));
+            continue;
+        }
+        if let Some(doubt) = named.secret.doubt(&named.label) {
+            found.report(place, Unusable::Doubtful(doubt));
+        }
+        taken.push(named);
+    }
+    (taken, found.reports)
 }
 
 /// The environment variable that may give the account one secret.
@@ -93,7 +120,8 @@ pub fn variable(account: &AccountName) -> String {
 
 struct Found<'a> {
     account: &'a config::Account,
-    secrets: Vec<NamedSecret>,
+    /// Each with its place.
+    secrets: Vec<(NamedSecret, String)>,
     reports: Vec<ReloadReport>,
 }
 
@@ -137,21 +165,21 @@ impl Found<'_> {
     }
 
     fn file(&mut self, path: &Path, metadata: &fs::Metadata) {
-        if metadata.len() > SECRET_FILE_MAX {
+        if metadata.len() > FILE_MAX {
             return self.report(path.display().to_string(), Unusable::TooLarge);
         }
         match Secret::read(path) {
             Ok(secret) if secret.is_empty() => self.report(path.display().to_string(), Unusable::Empty),
             Ok(secret) => {
                 let label = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-                self.secrets.push(NamedSecret { label, secret });
+                self.secrets.push((NamedSecret { label, secret }, path.display().to_string()));
             }
             Err(error) => self.unreadable(path, &error),
         }
     }
 
     fn unreadable(&mut self, path: &Path, error: &io::Error) {
-        self.report(path.display().to_string(), Unusable::Unreadable(error.to_string()));
+        self.report(config::shown(path), Unusable::Unreadable(error.to_string()));
     }
 
     fn report(&mut self, place: String, unusable: Unusable) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::{clock, printable, stderr};
 
@@ -36,6 +37,10 @@ const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// Runs one command to its end. A command that says `Ok(false)` found something not in order and has said what.
 pub fn run(cli: Cli) -> ExitCode {
+    // Neither a core file nor another process of this user gets the secrets in memory. `journal` has none but the environment's, which that user can read.
+    if !matches!(cli.command, Command::Journal(_)) {
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable); // Fails on no Linux.
+    }
     let config = cli.config.as_deref();
     let ended = match cli.command {
         Command::Run => run::run(config),
@@ -136,5 +141,22 @@ async fn interrupted() {
             }
         }
         _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rustix::process::dumpable_behavior;
+
+    use super::*;
+
+    #[test]
+    fn no_command_that_reads_a_secret_can_be_dumped() {
+        let absent = "/nowhere";
+        let sign = ["sipsim-relay", "sign", "--secret-file", absent, "--body", absent];
+        assert_eq!(run(Cli::parse_from(sign)), ExitCode::FAILURE);
+        assert_eq!(dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap(); // Other tests look at this process.
     }
 }

@@ -235,6 +235,10 @@ impl Relay {
                 let accounts = Arc::clone(&accounts);
                 Arc::new(move || last_refused(&accounts.explanations()))
             },
+            secret_problems: {
+                let accounts = Arc::clone(&accounts);
+                Arc::new(move || accounts.reports().iter().map(ToString::to_string).collect())
+            },
         };
         let admin = Admin::bind(&config.admin, sources).await.map_err(|error| error.to_string())?;
         let publisher = Publisher::start(&config, &journal, &metrics, &outputs, &console)

@@ -29,7 +29,7 @@ mod warnings;
 
 pub use load::{Inspected, Loaded, inspect, load};
 pub use problem::{Place, Problem, Problems, Warning};
-pub(crate) use secrets::FILE_MAX as SECRET_FILE_MAX;
+pub(crate) use secrets::shown;
 pub use warnings::warnings;
 
 const NAME_MAX: usize = 32;

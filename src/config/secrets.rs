@@ -4,22 +4,23 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::StatVfsMountFlags;
 
 use super::problem::Problem;
 use super::sections::{DEFAULT_ACCOUNT, DEFAULT_SECRETS};
 use super::source::Sources;
 use super::{Account, Config, OutputKind};
 use crate::journal;
-use crate::secret::Secret;
+use crate::secret::{FILE_MAX, Secret};
 
 /// The file in the default folder that a first start makes.
 const FIRST_SECRET: &str = "sipsim";
+/// Bytes. A shorter text is no secret that is worth hiding.
+const SHOWN_BYTES_MAX: usize = 8;
 /// Files of one folder that are looked at. A folder with more is no folder of secrets.
 const FILES_MAX: usize = 1000;
-/// Bytes. No secret is as long; what is, is another file put there by mistake.
-pub(crate) const FILE_MAX: u64 = 64 << 10;
-
 /// One file of secrets, as it is found.
 pub(super) struct SecretFile {
     pub path: PathBuf,
@@ -59,6 +60,44 @@ fn read_file(path: &Path) -> io::Result<Secret> {
     Secret::read(path)
 }
 
+/// A path from a key that names a secret's place, for a message. It is not shown where it may be a secret itself that was pasted there.
+pub(crate) fn shown(path: &Path) -> String {
+    match may_be_shown(path) {
+        true => path.display().to_string(),
+        false => NOT_SHOWN.to_owned(),
+    }
+}
+
+/// The same in quotes.
+pub(super) fn quoted(path: &Path) -> String {
+    match may_be_shown(path) {
+        true => format!("`{}`", path.display()),
+        false => NOT_SHOWN.to_owned(),
+    }
+}
+
+const NOT_SHOWN: &str = "what is given there (not shown: it leads into no folder that exists, so it may be a secret)";
+
+/// Whether it leads into a folder that exists, is a default, or is shorter than any secret.
+fn may_be_shown(path: &Path) -> bool {
+    let mut parts = path.components();
+    let mut first = PathBuf::new();
+    for part in parts.by_ref() {
+        first.push(part);
+        if matches!(part, Component::Normal(_)) {
+            break;
+        }
+    }
+    let is_in_a_folder = parts.next().is_some() && first.is_dir();
+    is_in_a_folder || path == Path::new(DEFAULT_SECRETS) || path.as_os_str().len() < SHOWN_BYTES_MAX || path.exists()
+}
+
+/// Whether everybody on this machine may put a secret into this folder, or others in place of those in it. Kubernetes mounts a Secret so, but read-only.
+pub(super) fn is_writable_by_all(path: &Path) -> bool {
+    let is_open = fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o002 != 0);
+    is_open && !rustix::fs::statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
 pub(super) fn is_readable_by_all(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
@@ -75,14 +114,14 @@ impl Account {
     fn without_secret(&self) -> String {
         let variable = format!("RELAY_ACCOUNTS__{}__SECRET", self.name.as_str().to_uppercase());
         let Some(secrets) = self.secrets.as_deref() else { return format!("give the secret as {variable}") };
-        let shown = secrets.display();
+        let shown = quoted(secrets);
         let why = match files(secrets) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("`{shown}` does not exist"),
-            Err(error) => format!("`{shown}` cannot be read ({error})"),
-            Ok(files) if files.is_empty() => format!("`{shown}` holds no file"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("{shown} does not exist"),
+            Err(error) => format!("{shown} cannot be read ({error})"),
+            Ok(files) if files.is_empty() => format!("{shown} holds no file"),
             Ok(files) => match files.iter().find_map(|file| file.secret.as_ref().err()) {
-                Some(error) => format!("what `{shown}` holds cannot be read ({error})"),
-                None => format!("what `{shown}` holds is empty"),
+                Some(error) => format!("what {shown} holds cannot be read ({error})"),
+                None => format!("what {shown} holds is empty"),
             },
         };
         format!(
@@ -131,7 +170,7 @@ pub(super) fn missing(config: &Config, sources: &Sources) -> Vec<Problem> {
     if let Some(tls) = &config.ingress.tls {
         for (key, path) in [("certificate_file", &tls.certificate_file), ("private_key_file", &tls.private_key_file)] {
             if let Err(error) = fs::File::open(path) {
-                let message = format!("`{}` cannot be read: {error}", path.display());
+                let message = format!("{} cannot be read: {error}", quoted(path));
                 problems.push(problem(&["ingress", "tls", key], message));
             }
         }

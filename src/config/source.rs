@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, Problem};
 use crate::secret::Secret;
+use zeroize::Zeroizing;
 
 /// The names from the root to a key: `["ingress", "listen"]`. A key of the file may itself hold dots, so a joined text would not do.
 pub(super) type KeyPath = Vec<String>;
@@ -152,7 +153,7 @@ impl Sources {
                 continue;
             }
             let text = if is_secret(&path) {
-                let secret = Secret::new(value.into_vec().trim_ascii().to_vec());
+                let secret = Secret::of(&Zeroizing::new(value.into_vec()));
                 self.secrets.insert(path.clone(), secret);
                 String::new()
             } else if let Ok(text) = value.into_string() {

@@ -1,6 +1,5 @@
 //! What works, but hardly as somebody wants it. Nothing here stops the relay.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,10 +9,8 @@ use super::problem::Warning;
 use super::secrets;
 use super::values::MIB;
 use super::{Config, Kafka, OutputKind, RabbitMq};
-use crate::secret::PasswordSource;
+use crate::secret::{PasswordSource, Secret};
 
-/// Bytes. HMAC-SHA256 is as strong as its key: 16 random bytes cannot be guessed, and no shorter one should be.
-const SECRET_MIN: usize = 16;
 /// From when on SIPSIM takes a delivery as failed.
 const SENDER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -119,31 +116,51 @@ fn of_secrets(config: &Config, found: &mut Warnings) {
         let message = format!("no secret yet; the first start makes one in `{}`", first.display());
         found.add("accounts.default.secrets", message);
     }
-    let mut owners: BTreeMap<Vec<u8>, &str> = BTreeMap::new();
+    let mut owners: Vec<(Secret, &str)> = Vec::new();
     for account in &config.accounts {
         let name = account.name.as_str();
         let key = format!("accounts.{name}.secrets");
-        let mut one = |label: &str, secret: &[u8], found: &mut Warnings| {
-            if secret.len() < SECRET_MIN {
-                let length = secret.len();
-                found.add(&key, format!("{label} is weak: {length} bytes, where {SECRET_MIN} random ones are needed"));
+        if let Some(place) = account.secrets.as_deref().filter(|place| secrets::is_writable_by_all(place)) {
+            let message = format!(
+                "`{}` can be written by everybody on this machine, who then can sign; chmod o-w",
+                place.display()
+            );
+            found.add(&key, message);
+        }
+        let files = account.secrets.as_deref().map(secrets::files).and_then(Result::ok).unwrap_or_default();
+        let of_files = files.iter().filter_map(|file| file.secret.as_ref().ok());
+        let all = of_files.chain(&account.environment_secret);
+        let is_alone = all.filter(|secret| !secret.is_empty()).all(Secret::is_short);
+        let mut one = |label: &str, name_of_file: &str, secret: &Secret, found: &mut Warnings| {
+            if let Some(doubt) = secret.doubt(name_of_file) {
+                let skipped = if secret.is_short() && !is_alone { ", and is skipped" } else { "" };
+                found.add(&key, format!("{label} {doubt}{skipped}"));
             }
-            let owner = *owners.entry(secret.to_vec()).or_insert(name);
-            if owner != name {
-                let message = format!("{label} is a secret of account `{owner}` too: each can then sign for the other");
-                found.add(&key, message);
+            match owners.iter().find(|(other, _)| other == secret) {
+                Some((_, owner)) if *owner != name => {
+                    found.add(
+                        &key,
+                        format!("{label} is a secret of account `{owner}` too: each can then sign for the other"),
+                    );
+                }
+                Some(_) => {}
+                None => owners.push((secret.clone(), name)),
             }
         };
         if let Some(secret) = &account.environment_secret {
-            one("the one from the environment", secret.expose(), found);
+            one("the one from the environment", "", secret, found);
         }
-        let Some(Ok(files)) = account.secrets.as_deref().map(secrets::files) else { continue };
-        for file in files {
+        for file in &files {
             let label = format!("`{}`", file.path.display());
             match &file.secret {
-                Err(error) => found.add(&key, format!("{label} cannot be read and is skipped: {error}")),
+                Err(error) => {
+                    found.add(&key, format!("{} cannot be read and is skipped: {error}", secrets::quoted(&file.path)))
+                }
                 Ok(secret) if secret.is_empty() => found.add(&key, format!("{label} is empty and is skipped")),
-                Ok(secret) => one(&label, secret.expose(), found),
+                Ok(secret) => {
+                    let name_of_file = file.path.file_name().unwrap_or_default().to_string_lossy();
+                    one(&label, &name_of_file, secret, found);
+                }
             }
             if file.readable_by_all {
                 found.add(&key, format!("{label} is readable by everybody on this machine; chmod 600, or in Kubernetes defaultMode: 0400"));
@@ -179,7 +196,7 @@ fn of_password(key: &str, password: &PasswordSource, found: &mut Warnings) {
 fn of_file(key: &str, path: Option<&Path>, confidential: bool, found: &mut Warnings) {
     let Some(path) = path else { return };
     if let Err(error) = fs::File::open(path) {
-        found.add(key, format!("`{}` cannot be read: {error}", path.display()));
+        found.add(key, format!("{} cannot be read: {error}", secrets::quoted(path)));
     } else if confidential && secrets::is_readable_by_all(path) {
         let chmod = "chmod 600, or in Kubernetes defaultMode: 0400";
         found.add(key, format!("`{}` is readable by everybody on this machine; {chmod}", path.display()));

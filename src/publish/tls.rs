@@ -11,6 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::one_line;
+use crate::config;
 use crate::secret::Secret;
 
 /// For connecting, and for each part of the handshake, where one is tried only to learn why it fails.
@@ -53,7 +54,7 @@ pub(crate) fn client(files: &Files<'_>) -> Result<ClientConfig, String> {
         (Some(certificate), Some(key)) => {
             let chain = certificates(section, "certificate_file", certificate)?;
             let bytes = Secret::read(key)
-                .map_err(|error| format!("{section}private_key_file {} cannot be read: {error}", key.display()))?;
+                .map_err(|error| format!("{section}private_key_file {} cannot be read: {error}", config::shown(key)))?;
             let private = PrivateKeyDer::from_pem_slice(bytes.expose())
                 .map_err(|_| format!("{section}private_key_file {} holds no private key in PEM", key.display()))?;
             builder.with_client_auth_cert(chain, private).map_err(|error| {

@@ -260,3 +260,39 @@ fn security_md_has_the_versions_of_the_c_code_inside() {
         assert!(security.contains(&format!("| {name} {version} |")), "SECURITY.md does not list {name} {version}");
     }
 }
+
+#[test]
+fn a_secret_pasted_where_a_path_belongs_is_repeated_nowhere() {
+    const PASTED: &str = "whsec_c2VjcmV0/b2Yvc2lwc2lt";
+    let kafka = format!(
+        "[outputs.kafka.security]\nprotocol = \"SASL_SSL\"\nmechanism = \"PLAIN\"\nusername = \"u\"\npassword_file = \"{PASTED}\"\n"
+    );
+    let file = |accounts: &str| folder(&[("relay.toml", &format!("{accounts}{kafka}"))]);
+    for accounts in [
+        format!("[accounts.default]\nsecrets = \"{PASTED}\"\n"),
+        format!("[accounts.default]\nsecrets = \"/{PASTED}\"\n"),
+    ] {
+        for command in ["check", "check --format json", "run"] {
+            let said = output_in(&file(&accounts), command, 1);
+            assert!(said.contains("accounts.default.secrets") && said.contains("not shown"), "{command}: {said}");
+            assert!(!said.contains("c2VjcmV0"), "{command}: {said}");
+        }
+    }
+}
+
+#[test]
+fn what_is_hardly_a_secret_and_who_may_write_the_folder_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = folder(&[("data/secrets/password", "0123456789abcdef"), ("data/secrets/username", "sipsim")]);
+    let set = |mode| fs::set_permissions(dir.path().join("data/secrets"), fs::Permissions::from_mode(mode)).unwrap();
+    set(0o700);
+    let said = output_in(&dir, "check", 0);
+    assert!(
+        said.contains("secrets/username` is called like a user name") && said.contains(", and is skipped"),
+        "{said}"
+    );
+    assert!(!said.contains("can be written by everybody"), "{said}");
+    set(0o777);
+    let said = output_in(&dir, "check", 0);
+    assert!(said.contains("`data/secrets` can be written by everybody on this machine"), "{said}");
+}

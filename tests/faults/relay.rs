@@ -78,7 +78,7 @@ fn without_descriptors_open_connections_are_served_and_new_ones_later() {
     let load = scene.load(4);
     Alone::wait_for_accepted(&load, 50);
     let pid = Pid::from_raw(scene.relay.pid().try_into().expect("a pid"));
-    let open = std::fs::read_dir(format!("/proc/{}/fd", scene.relay.pid())).expect("its descriptors").count() as u64;
+    let open = scene.relay.metrics().get("process_open_fds", &[]) as u64;
     let before = getrlimit(Resource::Nofile);
     let limit = |files| prlimit(pid, Resource::Nofile, Rlimit { current: Some(files), maximum: before.maximum });
     limit(open + 8).expect("a limit can be lowered");

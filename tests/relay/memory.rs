@@ -12,7 +12,8 @@ const NEXT: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba987654
 /// How often these bytes are in the process's writable memory.
 fn found(relay: &Relay, wanted: &[u8]) -> usize {
     let pid = relay.pid();
-    let memory = File::open(format!("/proc/{pid}/mem")).expect("a parent may look, and so may root");
+    let memory =
+        File::open(format!("/proc/{pid}/mem")).expect("root may look; nobody else, since the relay cannot be dumped");
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
     let mut count = 0;
     for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
@@ -29,6 +30,9 @@ fn found(relay: &Relay, wanted: &[u8]) -> usize {
 
 #[test]
 fn a_secret_that_was_rotated_out_is_wiped_from_memory() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root may look into the memory of a process that cannot be dumped");
+    }
     let relay = Relay::start("");
     let answer = |secret: &str| {
         let timestamp = now().to_string();

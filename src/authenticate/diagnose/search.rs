@@ -5,11 +5,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use super::Candidate;
 use super::rewrite;
 use crate::authenticate::keys::{feed, signer};
-use crate::secret::Secret;
+use crate::secret::{Secret, is_space};
 
 /// What made the signature right; all at their defaults: nothing had to be changed.
 #[derive(Default)]
@@ -135,46 +136,77 @@ const FRAMINGS: [(&str, Frame); 5] = [
     }),
 ];
 
-/// The secret as it may have been meant, or as the signer may have read it.
+/// The secret as it may have been meant, or as the signer may have read it. No buffer here grows or is dropped without being wiped.
 fn spoilt(secret: &Secret) -> Vec<(Secret, &'static str)> {
     let raw = secret.expose();
     let mut all = Vec::new();
-    let mut add = |bytes: Vec<u8>, how| {
+    let mut add = |other: Secret, how| {
         // Neither as it is nor empty, which would be nobody's.
-        if bytes != raw && !bytes.is_empty() {
-            all.push((Secret::new(bytes), how));
+        if other != *secret && !other.is_empty() {
+            all.push((other, how));
         }
     };
+    let of = |bytes: &[u8]| Secret::new(bytes.to_vec());
+    let joined = |parts: &[&[u8]]| Secret::new(parts.concat());
     let quoted = [b'"', b'\''].iter().find_map(|quote| raw.strip_prefix(&[*quote])?.strip_suffix(&[*quote]));
     if let Some(bare) = quoted {
-        add(bare.to_vec(), "loses the quotes around it");
+        add(of(bare), "loses the quotes around it");
     }
     if let Some(bare) = raw.strip_prefix(b"\xef\xbb\xbf") {
-        add(bare.trim_ascii().to_vec(), "loses the byte order mark before it, which an editor put there");
+        add(Secret::of(bare), "loses the byte order mark before it, which an editor put there");
+    }
+    for utf16 in utf16(raw) {
+        add(utf16, "is read as UTF-16, as which its file was saved");
+    }
+    if let Ok(text) = str::from_utf8(raw) {
+        let around = text.trim_matches(is_space);
+        add(of(around.as_bytes()), "loses the white space or invisible characters around it");
+        let mut within = String::with_capacity(text.len());
+        within.extend(text.chars().filter(|character| !is_space(*character)));
+        add(Secret::new(within.into_bytes()), "loses the white space and invisible characters in it");
     }
     if let Some(equals) = raw.iter().position(|byte| *byte == b'=') {
         let value = raw[equals + 1..].trim_ascii();
-        let bare = value.iter().filter(|byte| !matches!(byte, b'"' | b'\'')).copied().collect();
-        add(bare, "is only what stands behind the equals sign");
+        let mut bare = Vec::with_capacity(value.len());
+        bare.extend(value.iter().filter(|byte| !matches!(byte, b'"' | b'\'')));
+        add(Secret::new(bare), "is only what stands behind the equals sign");
     }
     if let Some(bare) = raw.strip_suffix(b"\\n") {
-        add(bare.to_vec(), "loses the backslash and n at its end");
+        add(of(bare), "loses the backslash and n at its end");
     }
     if let Some(first) = raw.split(u8::is_ascii_whitespace).next() {
-        add(first.to_vec(), "is only its first word or line");
+        add(of(first), "is only its first word or line");
     }
-    add([raw, b"\n"].concat(), "has a newline at its end for the signer, which took it for a part of the secret");
+    add(joined(&[raw, b"\n"]), "has a newline at its end for the signer, which took it for a part of the secret");
     add(
-        [raw, b"\r\n"].concat(),
+        joined(&[raw, b"\r\n"]),
         "has a carriage return and newline at its end for the signer, which took them for a part of the secret",
     );
-    add([b"\"", raw, b"\""].concat(), "has quotes around it for the signer, which took them for a part of the secret");
-    if let Ok(bytes) = hex::decode(raw) {
-        add(bytes, "is decoded from hex by the signer, which it must not be");
+    add(joined(&[b"\"", raw, b"\""]), "has quotes around it for the signer, which took them for a part of the secret");
+    let mut bytes = Zeroizing::new(vec![0; raw.len() / 2]);
+    if raw.len().is_multiple_of(2) && hex::decode_to_slice(raw, &mut bytes).is_ok() {
+        add(of(&bytes), "is decoded from hex by the signer, which it must not be");
     }
-    if let Ok(bytes) = BASE64.decode(raw) {
-        add(bytes, "is decoded from base64 by the signer, which it must not be");
+    let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(raw.len())]);
+    if let Ok(count) = BASE64.decode_slice(raw, &mut bytes) {
+        add(of(&bytes[..count]), "is decoded from base64 by the signer, which it must not be");
     }
-    add(raw.to_ascii_lowercase(), "is in lower case");
+    add(Secret::new(raw.to_ascii_lowercase()), "is in lower case");
     all
+}
+
+/// The same text in UTF-8, of what may be UTF-16 of either order: with zero bytes, or the mark that says so.
+fn utf16(raw: &[u8]) -> Vec<Secret> {
+    let is_marked = raw.starts_with(b"\xff\xfe") || raw.starts_with(b"\xfe\xff");
+    if !is_marked && !raw.contains(&0) {
+        return Vec::new();
+    }
+    let decoded = |unit: fn([u8; 2]) -> u16| {
+        let mut text = Zeroizing::new(String::with_capacity(raw.len() * 2)); // A unit is three bytes at the most.
+        for character in char::decode_utf16(raw.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]))) {
+            text.push(character.ok()?);
+        }
+        Some(Secret::new(text.trim_matches(is_space).as_bytes().to_vec()))
+    };
+    [u16::from_le_bytes, u16::from_be_bytes].into_iter().filter_map(decoded).collect()
 }

@@ -117,10 +117,26 @@ fn a_secret_that_was_spoilt_on_its_way_is_found() {
         ("secret", "736563726574"),
         ("secret", "c2VjcmV0"),
         ("secret", "SECRET"),
+        ("secret", "secret\u{a0}"),
+        ("secret", "\u{200b}se\u{2060}cret\u{3000}"),
+        ("secret", "\u{feff}\u{a0}secret"),
+        ("secret", "s\0e\0c\0r\0e\0t\0\r\0\n\0"),
+        ("secret", "\0s\0e\0c\0r\0e\0t\0"),
     ] {
         let found = findings(ours, T, &signed(theirs, T, b"{}"), b"{}");
         assert!(matches!(&found[..], [Finding::SecretSpoilt(name, _)] if name == "secret a"), "{ours}: {found:?}");
     }
+    let ours = Secret::new(b"\xff\xfes\0e\0c\0r\0e\0t\0".to_vec());
+    let signature = signed("secret", T, b"{}");
+    let candidates = [Candidate { name: "secret a".into(), secret: &ours, tolerance: TOLERANCE, counts: true }];
+    let evidence = Evidence {
+        timestamps: vec![T.as_bytes()],
+        signatures: vec![signature.as_bytes()],
+        body: b"{}",
+        received_at: NOW,
+    };
+    let found = diagnose(&evidence, &candidates, usize::MAX).findings;
+    assert!(matches!(&found[..], [Finding::SecretSpoilt(..)]), "{found:?}");
 }
 
 #[test]

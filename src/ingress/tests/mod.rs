@@ -28,7 +28,7 @@ mod tls;
 
 /// Longer than anything here takes; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
-const SECRET: &str = "a secret of these tests";
+const SECRET: &str = "a-secret-of-these-tests";
 const PATH: &str = "/webhooks/sipsim";
 
 /// A journal that answers as it is told.
