@@ -17,6 +17,9 @@ use crate::config::AccountName;
 /// Events that are read at a time when all are counted.
 const COUNTED_AT_ONCE: usize = 4096;
 
+const IS_APART: &str = "SELECT EXISTS (SELECT 1 FROM apart INDEXED BY apart_by_sequence \
+     WHERE sequence = ? AND output = ? AND state <> 'replay')";
+
 /// Sums of the ledger that only grow. No event becomes owed, or is no longer, without a change of one of them.
 type Sums = [i64; 3];
 
@@ -86,7 +89,7 @@ impl Undelivered {
                 let found = SIZES.between(db, position, through, COUNTED_AT_ONCE, usize::MAX)?;
                 position = found.last().filter(|_| found.len() == COUNTED_AT_ONCE).map_or(through, |found| found.0);
                 for (sequence, event) in found {
-                    if !any_given_up || is_owed(db, outputs, sequence)? {
+                    if !any_given_up || is_owed(db, outputs.iter(), sequence)? {
                         self.add(event);
                     }
                 }
@@ -123,7 +126,7 @@ impl Undelivered {
         (account, body_bytes): &Size,
     ) -> rusqlite::Result<()> {
         // Most relays have one output, and nothing to ask then.
-        if outputs.iter().any(|other| other.number != output) && is_owed(db, outputs, sequence)? {
+        if is_owed(db, outputs.iter().filter(|other| other.number != output), sequence)? {
             return Ok(());
         }
         if let Some(bytes) = self.bytes.get_mut(account) {
@@ -168,18 +171,16 @@ fn sums(outputs: &[OutputRow]) -> Sums {
     })
 }
 
-/// Whether the event is pending or parked at any output.
-fn is_owed(db: &Connection, outputs: &[OutputRow], sequence: u64) -> rusqlite::Result<bool> {
-    let mut is_given_up =
-        db.prepare_cached("SELECT EXISTS (SELECT 1 FROM given_up WHERE sequence = ? AND output = ?)")?;
-    let mut is_apart = db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM apart INDEXED BY apart_by_sequence WHERE sequence = ? AND output = ? AND state <> 'replay')",
-    )?;
+/// Whether the event is pending or parked at any of these outputs.
+fn is_owed<'a>(db: &Connection, outputs: impl Iterator<Item = &'a OutputRow>, sequence: u64) -> rusqlite::Result<bool> {
     for output in outputs {
-        let key = params![sequence as i64, output.number];
+        let ask = |sql: &str| {
+            let mut select = db.prepare_cached(sql)?;
+            select.query_row(params![sequence as i64, output.number], |row| row.get::<_, bool>(0))
+        };
         let is_waiting = output.owed().any(|span| span.has(sequence));
-        if is_waiting && !is_given_up.query_row(key, |row| row.get::<_, bool>(0))?
-            || is_apart.query_row(key, |row| row.get::<_, bool>(0))?
+        if is_waiting && !ask("SELECT EXISTS (SELECT 1 FROM given_up WHERE sequence = ? AND output = ?)")?
+            || ask(IS_APART)?
         {
             return Ok(true);
         }
