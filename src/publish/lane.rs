@@ -376,8 +376,11 @@ impl Lane {
             self.mode = Mode::Open; // All was delivered while it was to be taken back.
             return;
         };
-        if cause.disposition() == Disposition::Hold {
-            self.topic_refuses = REFUSALS.into_iter().find(|reason| *reason == cause.reason());
+        // Another fault in between does not mean that the topic takes anything.
+        if cause.disposition() == Disposition::Hold
+            && let Some(reason) = REFUSALS.into_iter().find(|reason| *reason == cause.reason())
+        {
+            self.topic_refuses = Some(reason);
         }
         self.mode = match cause.disposition() {
             Disposition::Hold => {
@@ -724,7 +727,10 @@ mod tests {
         let now = Instant::now();
         let mut lane = lane_of(2, now);
         lane.topic_refuses = Some("rejected");
-        assert_eq!(refuse(&mut lane, 900, &PublishError::Rejected("code".into()), now), "held rejected");
+        // Nor does another fault that comes between open it, such as a silence while a broker is rolled.
+        assert_eq!(refuse(&mut lane, 900, &PublishError::TopicMissing, now), "held topic_missing");
+        let later = now + BACKOFF_MAX;
+        assert_eq!(refuse(&mut lane, 900, &PublishError::Rejected("code".into()), later), "held rejected");
     }
 
     #[test]
