@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 /// Bytes that wait at the most: some thousands of lines.
 const WAITING_MAX: usize = 1 << 20;
-/// A write that has taken longer is not waited for at the process's end.
+/// A reader that has taken nothing for longer is not waited for at the process's end.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
+/// Between two tries where stderr does not block. Whoever shares the terminal or pipe may have made it so: its flags are of the open file.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
@@ -56,7 +58,7 @@ struct Queue {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// While the thread writes.
+    /// While the thread writes: when it began, or something was taken last.
     since: Option<Instant>,
     dropped: u64,
 }
@@ -78,11 +80,11 @@ impl Queue {
 
     /// Writes what comes, for the life of the process. `say` is told how many lines were dropped since it was last told.
     fn serve(&self, mut out: impl Write, say: impl Fn(u64)) {
-        let (mut flows, mut said) = (true, 0);
+        let (mut flows, mut said, mut open_line) = (true, 0, false);
         loop {
             let is_idle = |state: &mut State| state.waiting.is_empty() && !(flows && state.dropped > said);
             let mut state = self.changed.wait_while(self.state(), is_idle).unwrap_or_else(PoisonError::into_inner);
-            let lines = std::mem::take(&mut state.waiting);
+            let mut lines = std::mem::take(&mut state.waiting);
             state.since = Some(Instant::now());
             let dropped = state.dropped;
             drop(state);
@@ -90,18 +92,29 @@ impl Queue {
                 say(dropped - said); // Comes to stand behind the lines that wait, which is where the dropped ones would be.
                 said = dropped;
             }
+            let ends_a_line = open_line && !lines.is_empty();
+            if ends_a_line {
+                lines.insert(0, b'\n');
+            }
             let mut written = 0;
             flows = true;
             while flows && written < lines.len() {
                 match out.write(&lines[written..]) {
-                    Ok(count) if count > 0 => written += count,
+                    Ok(count) if count > 0 => {
+                        written += count;
+                        self.state().since = Some(Instant::now());
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(TRY_AGAIN_AFTER),
                     Ok(_) | Err(_) => flows = false,
                 }
             }
+            if let Some(last) = lines[..written].last() {
+                open_line = *last != b'\n';
+            }
             let mut state = self.state();
             state.since = None;
-            state.dropped += count(&lines[written..]);
+            state.dropped += count(&lines[written.max(usize::from(ends_a_line))..]);
             self.changed.notify_all();
         }
     }
@@ -132,14 +145,14 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// Says what it is to write, and writes once it may: `Some` bytes, or an error.
-    struct Gate(Sender<Vec<u8>>, Receiver<Option<usize>>);
+    /// Says what it is to write, and writes once it may: so many bytes, or an error.
+    struct Gate(Sender<Vec<u8>>, Receiver<Result<usize, io::ErrorKind>>);
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.0.send(bytes.to_vec());
             let may = self.1.recv().map_err(|_| io::ErrorKind::BrokenPipe)?;
-            may.map(|count| count.min(bytes.len())).ok_or(io::ErrorKind::BrokenPipe.into())
+            Ok(may?.min(bytes.len()))
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -154,7 +167,7 @@ mod tests {
         let (writer, teller) = (Arc::clone(&queue), Arc::clone(&queue));
         let say = move |count| teller.put(format!("{count} dropped\n").as_bytes());
         thread::spawn(move || writer.serve(Gate(comes, may), say));
-        let all = Some(usize::MAX);
+        let all = Ok(usize::MAX);
 
         queue.put(b"first\n");
         assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"first\n");
@@ -174,7 +187,7 @@ mod tests {
 
         // One that cannot be written is counted too, and told of once another one could be.
         queue.put(b"lost\n");
-        let_through.send(None).unwrap();
+        let_through.send(Err(io::ErrorKind::BrokenPipe)).unwrap();
         assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"lost\n");
         queue.flush(PATIENCE);
         queue.put(b"again\n");
@@ -182,5 +195,33 @@ mod tests {
         assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"again\n");
         let_through.send(all).unwrap();
         assert_eq!(came.recv_timeout(PATIENCE).unwrap(), b"1 dropped\n");
+    }
+
+    #[test]
+    fn a_stderr_that_does_not_block_loses_nothing_and_a_line_that_broke_off_is_ended() {
+        let queue = Arc::new(Queue::default());
+        let ((comes, came), (let_through, may)) = (channel(), channel());
+        let writer = Arc::clone(&queue);
+        thread::spawn(move || writer.serve(Gate(comes, may), |_| {}));
+        let came = || came.recv_timeout(PATIENCE).unwrap();
+        queue.put(b"one\ntwo\n");
+        for (expected, then) in [
+            (&b"one\ntwo\n"[..], Ok(2)),
+            (b"e\ntwo\n", Err(io::ErrorKind::WouldBlock)),
+            (b"e\ntwo\n", Err(io::ErrorKind::WouldBlock)),
+            (b"e\ntwo\n", Ok(3)),
+            (b"wo\n", Err(io::ErrorKind::BrokenPipe)),
+        ] {
+            assert_eq!(came(), expected);
+            let_through.send(then).unwrap();
+        }
+        queue.flush(PATIENCE);
+        queue.put(b"lost\n");
+        assert_eq!(came(), b"\nlost\n");
+        let_through.send(Err(io::ErrorKind::BrokenPipe)).unwrap();
+        queue.flush(PATIENCE);
+        assert_eq!(queue.state().dropped, 2);
+        queue.put(b"three\n");
+        assert_eq!(came(), b"\nthree\n");
     }
 }
