@@ -309,13 +309,15 @@ impl Lane {
             front.bytes = front.bytes.max(item.record_bytes);
         }
         if item.parked.is_some() {
+            // It was alone when the broker did not answer: it waits longer for its next try, as after a refusal.
+            let is_silent = error == PublishError::Withdrawn && self.cause == Some(PublishError::NotEnoughReplicas);
             // The others of its batch are awaited.
             if !self.open.is_empty() {
                 self.cause.get_or_insert(PublishError::Withdrawn);
                 self.mode = Mode::Settling;
             }
             self.settle(now);
-            let is_own = item.alone && !error.is_of_the_line();
+            let is_own = item.alone && (is_silent || !error.is_of_the_line());
             let item = Box::new(item);
             return Some(if is_own {
                 Verdict::StillParked(item)
@@ -802,6 +804,28 @@ mod tests {
         assert_eq!((item.sequence(), error), (2, PublishError::HungUp));
         assert!(!lane.tries_a_suspect());
         assert_eq!((lane.held(now), send(&mut lane, 90, now)), (None, Some(3)));
+    }
+
+    /// A lane with one parked event in flight, of so many bytes, tried for the second time.
+    fn lane_that_tries_a_parked_one(bytes: usize, now: Instant) -> Lane {
+        let mut lane = lane_of(0, now);
+        let event = normalize(Verified::for_test("default", 1_736_937_000, b"{}"), &[]);
+        lane.push(Item::parked(Box::new(Stored { sequence: 1, event }), 1, false));
+        assert_eq!(send(&mut lane, bytes, now), Some(1));
+        lane
+    }
+
+    #[test]
+    fn a_parked_event_that_is_not_answered_waits_longer_for_its_next_try() {
+        let now = Instant::now();
+        let mut lane = lane_that_tries_a_parked_one(100, now);
+        lane.stop_waiting();
+        assert!(matches!(lane.failed(1, PublishError::Withdrawn, now), Some(Verdict::StillParked(_))));
+        // It says nothing of the event if the line is gone, or the producer.
+        for error in [PublishError::Withdrawn, PublishError::Disconnected] {
+            let mut lane = lane_that_tries_a_parked_one(100, now);
+            assert!(matches!(lane.failed(1, error, now), Some(Verdict::Untried(..))));
+        }
     }
 
     #[test]
