@@ -272,9 +272,10 @@ impl Lane {
         self.suspect.as_ref().is_some_and(|suspect| suspect.is_certain() && Some(suspect.sequence) == next)
     }
 
-    /// Whether such a one is in flight.
-    pub fn tries_a_suspect(&self) -> bool {
-        self.suspect.as_ref().is_some_and(|suspect| suspect.is_alone && self.open.contains(suspect.sequence))
+    /// Whether such a one is in flight. Those of other lanes do not wait for one that is merely not answered.
+    pub fn tries_a_suspect(&self, now: Instant) -> bool {
+        let is_open = |suspect: &Suspect| suspect.is_alone && self.open.contains(suspect.sequence);
+        self.suspect.as_ref().is_some_and(is_open) && !self.is_stalled(now)
     }
 
     pub fn delivered(&mut self, sequence: u64, now: Instant) -> Option<Item> {
@@ -478,11 +479,13 @@ impl Lane {
     /// A connection broke while these were open on it. Gives the lane's oldest if it has to be taken back: to go alone, or, with `true`, because the
     /// connection broke even then.
     pub fn broke(&mut self, large: &[u64], now: Instant) -> Option<(u64, bool)> {
-        let sequence = self.open.oldest().map(Item::sequence).filter(|oldest| large.contains(oldest))?;
+        let oldest = self.open.oldest().filter(|oldest| large.contains(&oldest.sequence()))?;
+        let (sequence, is_alone) = (oldest.sequence(), oldest.alone && oldest.parked.is_some());
         if let Some(front) = self.front.as_mut().filter(|front| front.sequence == sequence) {
             front.breaks += 1;
         }
-        if !Suspect::broke(&mut self.suspect, sequence, now) {
+        let is_only = large.len() == 1;
+        if !Suspect::broke(&mut self.suspect, sequence, (is_alone, is_only), now) {
             return None;
         }
         self.alone_through = self.alone_through.max(sequence);
@@ -793,16 +796,18 @@ mod tests {
         assert_eq!([(); 3].map(|()| lane.broke(&[2, 77], now)), [None, None, Some((2, false))]);
         assert_eq!(lane.broke(&[2], now), None, "on its way back");
         assert!(matches!(lane.failed(2, PublishError::Withdrawn, now), Some(Verdict::Again)));
-        assert!(lane.is_about_to_try_a_suspect() && !lane.tries_a_suspect());
+        assert!(lane.is_about_to_try_a_suspect() && !lane.tries_a_suspect(now));
         assert_eq!((send(&mut lane, 90_000, now), send(&mut lane, 90, now)), (Some(2), None));
-        assert!(lane.tries_a_suspect());
+        assert!(lane.tries_a_suspect(now));
+        assert!(!lane.tries_a_suspect(now + STALLED_AFTER), "silence is another fault");
         assert_eq!(lane.broke(&[77], now), None, "another connection");
+        assert_eq!(lane.broke(&[2, 77], now), None, "it may be the other one");
         assert_eq!(lane.broke(&[2], now), Some((2, true)));
         let Some(Verdict::Park(item, error)) = lane.failed(2, PublishError::Withdrawn, now) else {
             panic!("not parked")
         };
         assert_eq!((item.sequence(), error), (2, PublishError::HungUp));
-        assert!(!lane.tries_a_suspect());
+        assert!(!lane.tries_a_suspect(now));
         assert_eq!((lane.held(now), send(&mut lane, 90, now)), (None, Some(3)));
     }
 
@@ -813,6 +818,15 @@ mod tests {
         lane.push(Item::parked(Box::new(Stored { sequence: 1, event }), 1, false));
         assert_eq!(send(&mut lane, bytes, now), Some(1));
         lane
+    }
+
+    #[test]
+    fn a_parked_event_at_which_the_broker_hangs_up_again_breaks_one_connection() {
+        let now = Instant::now();
+        let mut lane = lane_that_tries_a_parked_one(90_000, now);
+        assert_eq!(lane.broke(&[1, 77], now), None, "it may be the other one");
+        assert_eq!(lane.broke(&[1], now), Some((1, true)));
+        assert!(matches!(lane.failed(1, PublishError::Withdrawn, now), Some(Verdict::StillParked(_))));
     }
 
     #[test]

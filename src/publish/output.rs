@@ -260,7 +260,9 @@ impl Output {
         let topic = Arc::clone(&self.lanes[lane].topic);
         while self.connected && self.may_send() {
             // Two of them at once, and nobody knows at which of them the broker hangs up.
-            if self.lanes[lane].is_about_to_try_a_suspect() && self.lanes.iter().any(Lane::tries_a_suspect) {
+            let is_another_tried =
+                || self.lanes.iter().any(|lane| lane.tries_a_suspect(now)) || self.replays.tries_a_suspect();
+            if self.lanes[lane].is_about_to_try_a_suspect() && is_another_tried() {
                 break;
             }
             let Some(item) = self.lanes[lane].next(now) else { break };

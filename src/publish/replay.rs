@@ -42,6 +42,11 @@ impl Replays {
         self.open.is_empty()
     }
 
+    /// Whether one at which the broker may hang up is on its way.
+    pub fn tries_a_suspect(&self) -> bool {
+        self.suspect.as_ref().is_some_and(|suspect| suspect.is_alone && self.is_open(suspect.sequence))
+    }
+
     /// Nothing counts as silence while the broker is away.
     pub fn excuse_silence(&mut self, now: Instant) {
         self.heard_at = Some(now);
@@ -80,6 +85,9 @@ impl Output {
             }
             let sequence = stored.sequence;
             if let Some(suspect) = self.replays.suspect.as_mut().filter(|suspect| suspect.sequence == sequence) {
+                if suspect.is_certain() && self.lanes.iter().any(|lane| lane.tries_a_suspect(now)) {
+                    continue; // As two suspects of lanes do not go at once.
+                }
                 suspect.is_alone = suspect.is_certain();
             }
             let handed_over = self.handover.send(Arc::clone(&topic), &stored, true);
@@ -118,7 +126,7 @@ impl Output {
         let Some((oldest, topic)) = open.and_then(|oldest| Some((oldest, &replays.open.get(&oldest)?.1))) else {
             return;
         };
-        if Suspect::broke(&mut replays.suspect, oldest, now) {
+        if Suspect::broke(&mut replays.suspect, oldest, (false, large.len() == 1), now) {
             self.handover.sink.take_back(topic, oldest);
         }
     }

@@ -20,8 +20,9 @@ pub(super) struct Suspect {
 }
 
 impl Suspect {
-    /// A connection broke with this record as the oldest. True if it has to be taken back: to go alone, or because that did not help.
-    pub fn broke(suspect: &mut Option<Self>, sequence: u64, now: Instant) -> bool {
+    /// A connection broke with this record as the oldest; `is_alone` if it is tried apart from others anyway, `is_only` if no other large one was in
+    /// flight there. True if it has to be taken back: to go alone, or because that did not help.
+    pub fn broke(suspect: &mut Option<Self>, sequence: u64, (is_alone, is_only): (bool, bool), now: Instant) -> bool {
         let suspect = match suspect {
             Some(suspect) if suspect.sequence == sequence && now.duration_since(suspect.broke_at) < FORGOTTEN_AFTER => {
                 suspect
@@ -30,7 +31,8 @@ impl Suspect {
         };
         suspect.broke_at = now;
         suspect.breaks += 1;
-        suspect.is_guilty = suspect.is_alone;
+        suspect.is_alone |= is_alone;
+        suspect.is_guilty = suspect.is_alone && is_only;
         suspect.is_guilty || suspect.breaks == BREAKS_MAX
     }
 
@@ -47,7 +49,7 @@ mod tests {
     #[test]
     fn a_record_is_taken_back_at_the_third_break_and_guilty_once_one_comes_while_it_is_alone() {
         let (mut suspect, start) = (None, Instant::now());
-        let broke = |suspect: &mut _, sequence| Suspect::broke(suspect, sequence, start);
+        let broke = |suspect: &mut _, sequence| Suspect::broke(suspect, sequence, (false, true), start);
         assert!(!broke(&mut suspect, 7) && !broke(&mut suspect, 7));
         assert!(!broke(&mut suspect, 8), "another one: the count begins anew");
         assert_eq!([8, 8, 8].map(|sequence| broke(&mut suspect, sequence)), [false, true, false]);
@@ -56,11 +58,12 @@ mod tests {
         suspect.as_mut().unwrap().is_alone = true;
         assert!(broke(&mut suspect, 8) && guilty(&suspect));
     }
+
     #[test]
     fn breaks_that_lie_far_apart_do_not_add_up() {
         let (mut suspect, start) = (None, Instant::now());
         for time in 0..20 {
-            assert!(!Suspect::broke(&mut suspect, 8, start + FORGOTTEN_AFTER * time));
+            assert!(!Suspect::broke(&mut suspect, 8, (false, true), start + FORGOTTEN_AFTER * time));
         }
     }
 }
