@@ -52,8 +52,9 @@ pub(super) struct Lane {
     /// `None` for a routing key that AMQP cannot carry: more than 255 bytes.
     key: Option<ShortString>,
     channel: Option<Arc<Channel>>,
-    /// A channel is on its way.
-    pub opening: bool,
+    /// The opening that brings the lane's channel, if one is under way. One that was given up may end later than the next one.
+    opening: Option<u64>,
+    openings: u64,
     /// Records that wait for a channel. Bounded by the output's window, as the others.
     waiting: VecDeque<Record>,
     window: Window<Flight>,
@@ -73,7 +74,8 @@ impl Lane {
             index,
             key: ShortString::try_new(key).ok(),
             channel: None,
-            opening: false,
+            opening: None,
+            openings: 0,
             waiting: VecDeque::new(),
             window: Window::default(),
             unsent: Vec::new(),
@@ -120,15 +122,25 @@ impl Lane {
         self.window.is_empty() && self.unsent.is_empty()
     }
 
-    /// Gives it back if the lane has one already.
-    pub fn set_channel(&mut self, channel: Channel) -> Option<Arc<Channel>> {
-        self.opening = false;
-        let channel = Arc::new(channel);
-        if self.channel.is_some() {
-            return Some(channel);
-        }
-        self.channel = Some(channel);
-        None
+    /// A channel is on its way.
+    pub fn is_opening(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// Gives the opening's number.
+    pub fn begin_opening(&mut self) -> u64 {
+        self.openings += 1;
+        self.opening = Some(self.openings);
+        self.openings
+    }
+
+    /// An opening has ended: whether the lane still waits for it.
+    pub fn end_opening(&mut self, number: u64) -> bool {
+        self.opening.take_if(|awaited| *awaited == number).is_some()
+    }
+
+    pub fn set_channel(&mut self, channel: Channel) {
+        self.channel = Some(Arc::new(channel));
     }
 
     /// Has a channel and no use for it.
@@ -208,7 +220,7 @@ impl Lane {
         verdicts: &mut Vec<Verdict>,
     ) {
         self.channel = None;
-        self.opening = false;
+        self.opening = None;
         let before = verdicts.len();
         // Confirms that came before the end count. One pass may meet a confirm whose return completed with another one meanwhile, which
         // a further pass then sees; so until a pass finds nothing.
@@ -320,6 +332,17 @@ mod tests {
         refused(&mut lane, &[1, 2]);
         assert_eq!(accepted(&mut lane, &[3]), "-");
         assert_eq!(accepted(&mut lane, &[1, 2, 3]), "+++");
+    }
+
+    #[test]
+    fn an_opening_that_was_given_up_means_nothing_to_the_next_one() {
+        let mut lane = Lane::new(0, "k");
+        let first = lane.begin_opening();
+        lane.close(|_| PublishError::Withdrawn, Some(&PublishError::Withdrawn), &mut Vec::new());
+        assert!(!lane.is_opening());
+        let second = lane.begin_opening();
+        assert!(!lane.end_opening(first));
+        assert!(lane.is_opening() && lane.end_opening(second) && !lane.is_opening());
     }
 
     #[test]

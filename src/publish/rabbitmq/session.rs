@@ -35,8 +35,8 @@ pub(super) enum End {
 
 /// What was waited for beside the records.
 enum Chore {
-    /// `None`: not in time.
-    Opened(usize, Option<lapin::Result<Channel>>),
+    /// Of a lane, by its opening's number. `None`: not in time.
+    Opened(usize, u64, Option<lapin::Result<Channel>>),
     Closed,
     Files(FilesDigest),
     Reconnected(Result<Link, Refusal>),
@@ -182,10 +182,11 @@ impl Publisher {
 
     /// Opens a lane's channel, if need be in the place of one that idles.
     fn open(&mut self, session: &mut Session, index: usize) {
-        if self.lanes.all[index].opening || !self.lanes.all[index].has_waiting() {
+        if self.lanes.all[index].is_opening() || !self.lanes.all[index].has_waiting() {
             return;
         }
-        if self.lanes.all.iter().filter(|lane| lane.has_channel() || lane.opening).count() >= session.channels_max {
+        if self.lanes.all.iter().filter(|lane| lane.has_channel() || lane.is_opening()).count() >= session.channels_max
+        {
             let Some(idle) = self.lanes.release_idle() else {
                 if !session.starved.contains(&index) {
                     session.starved.push(index);
@@ -194,7 +195,7 @@ impl Publisher {
             };
             session.close(Some(idle));
         }
-        self.lanes.all[index].opening = true;
+        let number = self.lanes.all[index].begin_opening();
         let connection = session.link.connection.clone();
         let declare = std::mem::take(&mut session.exchange_missing).then(|| self.config.exchange.clone());
         session.chores.spawn(async move {
@@ -205,7 +206,7 @@ impl Publisher {
                 }
                 open_channel(&connection).await
             });
-            Chore::Opened(index, opened.await.ok())
+            Chore::Opened(index, number, opened.await.ok())
         });
     }
 
@@ -277,22 +278,24 @@ impl Publisher {
 
     fn on_chore(&mut self, session: &mut Session, chore: Chore) -> Result<(), End> {
         match chore {
-            Chore::Opened(index, Some(Ok(channel))) => {
-                // A lane that was taken back meanwhile may have had its next one already.
-                let superfluous = self.lanes.all[index].set_channel(channel);
-                session.close(superfluous);
+            // The lane was taken back meanwhile, and may have its next channel already.
+            Chore::Opened(index, number, opened) if !self.lanes.all[index].end_opening(number) => {
+                session.close(opened.and_then(Result::ok).map(Arc::new));
+                Ok(())
+            }
+            Chore::Opened(index, _, Some(Ok(channel))) => {
+                self.lanes.all[index].set_channel(channel);
                 self.advance(session, index)
             }
-            Chore::Opened(index, None) if session.blocked => {
-                self.lanes.all[index].opening = false;
+            Chore::Opened(index, _, None) if session.blocked => {
                 self.open(session, index);
                 Ok(())
             }
             // A channel opens at once, unless the broker reads nothing of this connection: a queue that takes nothing may hold up a whole one.
-            Chore::Opened(_, None) => {
+            Chore::Opened(_, _, None) => {
                 Err(End::Lost(format!("{}: it opened no channel within {} s", session.link.at, OPEN_MAX.as_secs())))
             }
-            Chore::Opened(index, Some(Err(error))) => {
+            Chore::Opened(index, _, Some(Err(error))) => {
                 let trouble =
                     if fault::is_channels(&error) { Trouble::Channel(error) } else { Trouble::Connection(error) };
                 self.on_trouble(session, index, trouble)
