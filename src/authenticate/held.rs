@@ -17,6 +17,9 @@ const OVERHEAD: usize = 256;
 /// unproved makes room, so that a flood cannot choose what stays.
 pub struct Held {
     requests: Vec<Request>,
+    /// Of `requests`.
+    unproved: usize,
+    /// Of those, and of the ones that were recovered.
     bytes: Arc<AtomicUsize>,
     bytes_max: usize,
     random: fastrand::Rng,
@@ -24,20 +27,21 @@ pub struct Held {
 
 impl Held {
     pub fn new(bytes_max: usize, random: fastrand::Rng) -> Self {
-        Self { requests: Vec::new(), bytes: Arc::default(), bytes_max, random }
+        Self { requests: Vec::new(), unproved: 0, bytes: Arc::default(), bytes_max, random }
     }
 
     pub fn keep(&mut self, mut request: Request) {
-        let cost = request.body.len() + OVERHEAD;
-        if cost > self.bytes_max {
+        let cost = cost(&request);
+        // Nothing makes room for what does not fit even then, beside what waits for the journal.
+        let recovered = self.bytes.load(Ordering::Relaxed) - self.unproved;
+        if cost > self.bytes_max.saturating_sub(recovered) {
             return;
         }
-        while self.bytes.load(Ordering::Relaxed) + cost > self.bytes_max {
-            if self.requests.is_empty() {
-                return; // What waits for the journal takes it all.
-            }
-            self.requests.swap_remove(self.random.usize(..self.requests.len()));
+        while self.bytes.load(Ordering::Relaxed) + cost > self.bytes_max && !self.requests.is_empty() {
+            let out = self.requests.swap_remove(self.random.usize(..self.requests.len()));
+            self.unproved -= self::cost(&out);
         }
+        self.unproved += cost;
         // The body may be a slice of the connection's read buffer, all of which it would keep alive.
         request.body = Bytes::from_owner(Counted::new(&request.body, &self.bytes));
         self.requests.push(request);
@@ -49,6 +53,7 @@ impl Held {
         for request in std::mem::take(&mut self.requests) {
             match keys.signer_of(&request) {
                 Some(key) => {
+                    self.unproved -= cost(&request);
                     key.used(request.received_at);
                     recovered.push(request);
                 }
@@ -65,6 +70,10 @@ impl Held {
     pub fn len(&self) -> usize {
         self.requests.len()
     }
+}
+
+fn cost(request: &Request) -> usize {
+    request.body.len() + OVERHEAD
 }
 
 /// A held request's body. It counts until the last clone of it is gone, wherever that is by then.

@@ -248,6 +248,26 @@ fn held_requests_stay_within_their_bytes() {
 }
 
 #[test]
+fn what_does_not_fit_beside_recovered_requests_throws_out_none() {
+    let fixture = Fixture::new(&[("old", "first-0123456789abcdef")]);
+    let mut config = fixture.config.clone();
+    config.accounts[0].keep_refused = 10_000;
+    let accounts = Accounts::open(&config, Arc::clone(&fixture.metrics)).unwrap();
+    let refuse = |secret, number: usize, width: usize| {
+        assert_eq!(signed(&accounts, secret, &format!("{number:0width$}")), Err(Refused::BadSignature));
+        accounts.by_path("/default").unwrap().held()
+    };
+    (0..6).for_each(|number| assert_eq!(refuse("second-0123456789abcdef", number, 744), number + 1));
+    fixture.write("new", "second-0123456789abcdef");
+    let recovered = accounts.reload().recovered; // 6,000 bytes.
+    (0..4).for_each(|number| assert_eq!(refuse("third-0123456789abcdef", number, 744), number + 1));
+    assert_eq!(refuse("third-0123456789abcdef", 0, 4_744), 4);
+    drop(recovered);
+    assert_eq!(refuse("third-0123456789abcdef", 0, 4_744), 5);
+    assert_eq!(refuse("third-0123456789abcdef", 0, 9_744), 1);
+}
+
+#[test]
 fn a_request_tried_with_secrets_that_just_changed_is_tried_again() {
     let fixture = Fixture::new(&[("old", "first-0123456789abcdef")]);
     let accounts = fixture.open();
