@@ -138,7 +138,8 @@ impl Sink for Kafka {
         self.start_probing_if(probing);
     }
 
-    /// The producer that has the lane's records is replaced, which costs the other lanes that it serves about a second.
+    /// The producer that has the lane's records is replaced, once the next one is made. That costs the other lanes which it serves some five seconds:
+    /// so long it waits for answers, and those of this lane do not come.
     fn take_back(&mut self, lane: &Arc<str>, oldest: u64) {
         let mut state = self.shared.state();
         let role = if state.lanes.is_probed(lane) { Role::Probing } else { Role::Main };

@@ -353,6 +353,42 @@ async fn a_changed_file_brings_a_new_producer_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_producer_is_given_up_for_a_silent_lane_only_once_the_next_one_is_made() {
+    let cluster = cluster(&["lane", "other"]);
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    let mut config = config(&cluster.bootstrap_servers(), &[("security.protocol", "PLAINTEXT")]);
+    config.security.protocol = "SSL".into(); // Has the file read; the cluster knows no TLS.
+    config.security.ca_file = Some(ca.clone());
+    let mut sunk = sunk_with(config);
+    sunk.connected().await;
+    sunk.send("lane", [1]);
+    assert!(sunk.outcomes(1).await.0[&1].is_ok());
+    let producer = |sunk: &Sunk| sunk.sink.shared.state().main.producer.as_ref().map(Arc::as_ptr);
+    let before = producer(&sunk).unwrap();
+
+    std::fs::remove_file(&ca).unwrap();
+    sunk.sink.take_back(&"lane".into(), 2);
+    for sequence in 3..=30 {
+        sunk.send("other", [sequence]);
+        let (outcomes, said) = sunk.outcomes(1).await;
+        assert!(outcomes[&sequence].is_ok() && said.is_empty(), "{outcomes:?} {said:?}");
+    }
+    assert_eq!(producer(&sunk), Some(before));
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    let mut sequence = 31;
+    while producer(&sunk).is_none_or(|now| now == before) {
+        sunk.send("other", [sequence]);
+        match &sunk.outcomes(1).await.0[&sequence] {
+            Ok(_) => sequence += 1,
+            Err(error) => assert_eq!(*error, PublishError::Withdrawn), // Not sent yet.
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_password_file_that_hangs_holds_up_no_report() {
     use std::os::unix::fs::OpenOptionsExt;
     let cluster = cluster(&["lane"]);

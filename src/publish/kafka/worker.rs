@@ -16,6 +16,7 @@ use super::health::{Health, Stranding};
 use super::{Producer, Role, Shared};
 use crate::config;
 use crate::publish::Report;
+use crate::publish::aside::Aside;
 
 /// Between two looks into librdkafka's queue while records are open: so many reports come at once, and each wakes the output no more than that
 /// often. Nobody waits for them, and it is short beside `linger.ms`.
@@ -35,6 +36,8 @@ const DRAIN_POLLS_MAX: u32 = 1000;
 /// the longest of them.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Pause before another try to make the producer in whose place one is to be given up.
+const RECALL_PAUSE: Duration = Duration::from_secs(1);
 /// Why a producer's time is over.
 enum End {
     /// The sink is dropped.
@@ -43,8 +46,8 @@ enum End {
     Refusal,
     /// librdkafka gave up for its own reasons, which were reported, or has no broker left to try.
     Fault,
-    /// A lane's records are to be taken back, since the broker does not answer them, or hangs up at one.
-    Recall,
+    /// A lane's records are to be taken back, since the broker does not answer them, or hangs up at one. This next producer is made already.
+    Recall(Arc<Producer>),
     /// A password or certificate file has another content, with which this next producer was made.
     Reload(Arc<Producer>),
 }
@@ -55,6 +58,8 @@ pub(super) struct Worker {
     files: Files<Arc<Producer>>,
     /// What was last said of files that no producer could be made with.
     complaint: Option<String>,
+    /// The producer that is made for a recall.
+    recall: Aside<Result<Arc<Producer>, String>>,
     shared: Arc<Shared>,
     role: Role,
 }
@@ -62,7 +67,14 @@ pub(super) struct Worker {
 impl Worker {
     /// `files` as they were before the first producer read them, if that is given to `run`.
     pub fn new(config: config::Kafka, files: Files<Arc<Producer>>, shared: &Arc<Shared>, role: Role) -> Self {
-        Self { config: Arc::new(config), files, complaint: None, shared: Arc::clone(shared), role }
+        Self {
+            config: Arc::new(config),
+            files,
+            complaint: None,
+            recall: Aside::default(),
+            shared: Arc::clone(shared),
+            role,
+        }
     }
 
     /// Serves one producer after the other, the first of them if it is given, until told to stop by the other end's going.
@@ -76,6 +88,7 @@ impl Worker {
             self.shared.install(self.role, Arc::clone(&producer));
             let start = Instant::now();
             let end = self.serve(&producer, stop);
+            self.recall = Aside::default();
             self.shared.state().slot(self.role).producer = None;
             self.drain(&producer, &end);
             drop(producer);
@@ -84,8 +97,8 @@ impl Worker {
             }
             next = match end {
                 End::Stopped => None,
-                End::Refusal | End::Recall => self.replace(Duration::ZERO, stop),
-                End::Reload(next) => Some(next),
+                End::Refusal => self.replace(Duration::ZERO, stop),
+                End::Recall(next) | End::Reload(next) => Some(next),
                 End::Fault => {
                     let next = self.replace(pause, stop);
                     pause = (pause * 2).min(PAUSE_MAX);
@@ -100,13 +113,19 @@ impl Worker {
     /// Polls until this producer's time is over.
     fn serve(&mut self, producer: &Arc<Producer>, stop: &Receiver<()>) -> End {
         let mut before = Instant::now();
+        let mut recall_in = Duration::ZERO;
         loop {
             take_all(producer);
+            let is_recalled = self.shared.state().slot(self.role).is_recalled;
+            if is_recalled && recall_in.is_zero() {
+                match self.make_for_recall() {
+                    Some(Ok(next)) => return End::Recall(next),
+                    Some(Err(())) => recall_in = RECALL_PAUSE,
+                    None => {}
+                }
+            }
             let rest = {
                 let mut state = self.shared.state();
-                if state.slot(self.role).is_recalled {
-                    return End::Recall;
-                }
                 // While the broker is away, no report is near, however many records are open.
                 let expects_reports = state.health.is_connected() && !state.slot(self.role).open.is_empty();
                 if expects_reports { REST_BUSY } else { REST_IDLE }
@@ -118,6 +137,7 @@ impl Worker {
             // As it was: on a busy machine a rest takes many times as long as it should.
             let now = Instant::now();
             let passed = now.duration_since(std::mem::replace(&mut before, now));
+            recall_in = recall_in.saturating_sub(passed);
             if let Some(next) = self.reload(passed) {
                 return End::Reload(next);
             }
@@ -161,12 +181,24 @@ impl Worker {
         }
     }
 
+    /// The next producer, once there is one. The one that stands goes on meanwhile, as it serves other lanes, and the files may be missing just now.
+    fn make_for_recall(&mut self) -> Option<Result<Arc<Producer>, ()>> {
+        let (config, shared, role) = (Arc::clone(&self.config), Arc::clone(&self.shared), self.role);
+        let made = self.recall.ask(Duration::ZERO, move || make(&config, &shared, role))?;
+        Some(made.map_err(|detail| {
+            if self.complaint.as_ref() != Some(&detail) {
+                warn!("a Kafka output needs a new producer, which cannot be made yet; the one that stands goes on: {detail}");
+                self.complaint = Some(detail);
+            }
+        }))
+    }
+
     /// Gets a report for each record that the producer still has. What it has not sent is taken back at once, unless it can still be
     /// sent; what it has sent gets some seconds to be answered, as taking that back may publish it twice.
     fn drain(&self, producer: &Producer, end: &End) {
         let (sent, answered) = match end {
             End::Stopped => (0, 0),
-            End::Refusal | End::Recall | End::Fault => (0, DRAIN_POLLS_ANSWERED),
+            End::Refusal | End::Recall(_) | End::Fault => (0, DRAIN_POLLS_ANSWERED),
             End::Reload(_) if !self.shared.state().health.is_connected() => (0, DRAIN_POLLS_ANSWERED),
             End::Reload(_) => (DRAIN_POLLS_SENT, DRAIN_POLLS_ANSWERED),
         };
