@@ -29,7 +29,10 @@ pub(super) fn watch(outputs: &[Output], metrics: &Arc<Metrics>, stop: &Receiver<
             let (of, shown) = (output.clone(), Arc::clone(metrics));
             let trouble = match under_way.ask(LOOK_MAX, move || look(&of, &shown)) {
                 Some(looked) => looked.err(),
-                None => Some("reading takes longer than 5 s; is it on a network mount that hangs?".to_owned()),
+                None => Some(
+                    "reading them takes longer than 5 s, or could not begin; is one on a network mount that hangs?"
+                        .to_owned(),
+                ),
             };
             metrics.accounts.reloaded(&format!("outputs.{}", output.name), trouble.is_none());
             // Once for each trouble; what it does to the output, the output says.

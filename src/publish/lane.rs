@@ -463,8 +463,12 @@ impl Lane {
             self.awaited = oldest.map(|sequence| (sequence, now));
         }
         let (sequence, since) = self.awaited?;
-        let longest = longest * (1 << self.silences.saturating_sub(1).min(SILENCES_DOUBLED_MAX));
-        (now.duration_since(since) >= longest).then_some(sequence)
+        (now.duration_since(since) >= self.patience(longest)).then_some(sequence)
+    }
+
+    /// How long the broker may owe an answer, if that is `longest` the first time.
+    pub fn patience(&self, longest: Duration) -> Duration {
+        longest * (1 << self.silences.saturating_sub(1).min(SILENCES_DOUBLED_MAX))
     }
 
     /// What is in flight is being taken back, since the broker does not answer. Then the oldest goes again, alone, and the rest once that is
@@ -519,7 +523,8 @@ impl Lane {
 
     /// Why the oldest does not get through, as far as it is known.
     pub fn why_stuck(&self, now: Instant) -> &'static str {
-        match &self.suspect {
+        let is_front = |suspect: &&Suspect| self.front.as_ref().is_some_and(|front| front.sequence == suspect.sequence);
+        match self.suspect.as_ref().filter(is_front) {
             Some(_) => PublishError::Disconnected.reason(),
             None => self.held(now).or(self.last_failure).unwrap_or("unknown"),
         }
@@ -840,6 +845,19 @@ mod tests {
             let mut lane = lane_that_tries_a_parked_one(100, now);
             assert!(matches!(lane.failed(1, error, now), Some(Verdict::Untried(..))));
         }
+    }
+
+    #[test]
+    fn a_suspect_that_is_no_longer_the_oldest_does_not_explain_why_its_lane_is_stuck() {
+        let now = Instant::now();
+        let mut lane = lane_of(2, now);
+        assert_eq!(send(&mut lane, 90_000, now), Some(1));
+        assert_eq!(lane.broke(&[1], now), None);
+        assert_eq!(lane.why_stuck(now), "disconnected");
+        assert!(lane.failed(1, PublishError::NoEnvelope, now).is_some());
+        assert_eq!(send(&mut lane, 500, now), Some(2));
+        assert!(lane.failed(2, PublishError::TopicMissing, now).is_some());
+        assert_eq!(lane.why_stuck(now), "topic_missing");
     }
 
     #[test]

@@ -311,7 +311,7 @@ fn files_that_hang_cost_their_output_and_are_named() {
     wait_until("the files to be reported", Duration::from_secs(30), || {
         let log = relay.stderr();
         relay.metrics().get("sipsim_relay_last_reload_successful", &[]) == 0.0
-            && log.matches("a file of this output cannot be used: reading takes longer").count() == 2
+            && log.matches("a file of this output cannot be used: reading them takes longer").count() == 2
             && log.contains("the files that it names did not answer within 10 s")
     });
     assert_eq!(relay.post(b"{}").status, 200);

@@ -141,7 +141,7 @@ impl ClientContext for Context {
         // The producer is not polled meanwhile, so a file that hangs may cost this once.
         let max = if under_way.is_under_way() { Duration::ZERO } else { oauth::FETCH_MAX };
         let fetched = under_way.ask(max, move || oauth::fetch(&security));
-        let token = fetched.ok_or("the file of security.client_secret_file or security.ca_file does not answer")??;
+        let token = fetched.ok_or("fetching a token did not end in time, or could not begin: is the file of security.client_secret_file or security.ca_file on a mount that hangs?")??;
         Ok(OAuthToken {
             token: token.access_token,
             // Only for librdkafka's messages; the broker takes the name from the token.

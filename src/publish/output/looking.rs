@@ -72,11 +72,12 @@ impl Output {
             let lane = &mut self.lanes[index];
             let Some(oldest) = lane.hears_nothing_of(now, longest) else { continue };
             let topic = Arc::clone(&lane.topic);
+            let waited = lane.patience(longest);
             lane.stop_waiting();
             warn!(
                 output = %self.name, topic = %topic, event.sequence = oldest, reason = "timeout",
                 "the broker has not answered event {oldest} of {topic} for {} s or more; what is unanswered is taken back, and sent again from that one on",
-                longest.as_secs()
+                waited.as_secs()
             );
             self.count_failure(&PublishError::Timeout);
             self.handover.sink.take_back(&topic, oldest);
