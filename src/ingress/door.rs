@@ -118,7 +118,7 @@ impl<K: Keep> Door<K> {
         arrival.account = Some(account.name().clone());
         let claims = account.claims(&arrival.head.headers); // Presence and form, before any body.
         let claims = claims.map_err(|refused| self.explained(account, &arrival.head, None, refused))?;
-        let body = self.read(arrival).await?;
+        let body = self.read(connection, arrival).await?;
         connection.read_whole();
         unambiguous(connection)?; // Chunks and trailers came with the body.
         let request = claims.with_body(body.clone(), clock::now());
@@ -156,8 +156,10 @@ impl<K: Keep> Door<K> {
         refused.into()
     }
 
-    async fn read(&self, arrival: &mut Arrival) -> Result<bytes::Bytes, Refusal> {
-        let read = body::read(&mut arrival.body, self.limits.body_max, &self.budget);
+    async fn read(&self, connection: &Watched, arrival: &mut Arrival) -> Result<bytes::Bytes, Refusal> {
+        let reservation = self.budget.reserve(connection.is_proved());
+        let grace = self.limits.deadline / 2;
+        let read = body::read(&mut arrival.body, self.limits.body_max, reservation, grace);
         let read = timeout_at(arrival.deadline, read);
         tokio::select! {
             biased;

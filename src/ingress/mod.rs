@@ -82,7 +82,7 @@ impl<K: Keep> Ingress<K> {
         let accounts: Vec<_> = rooms.accounts.names().collect();
         let door = Door {
             limits: Limits { body_max: config.body_max, deadline: config.deadline },
-            budget: Budget::new(config.buffered_max),
+            budget: Budget::new(config.buffered_max, config.body_max),
             tally: Tally::new(Arc::clone(metrics), accounts),
             hashing: tokio::sync::Semaphore::new(1),
             stopping: Stopping::default(),

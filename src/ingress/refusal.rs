@@ -108,7 +108,9 @@ impl Refusal {
             Self::Unavailable(Unavailable::Disk) => "the journal's disk fails, or is down to journal.free_min",
             Self::Unavailable(Unavailable::Deadline) => "the journal's disk was slower than ingress.deadline",
             Self::Unavailable(Unavailable::QueueFull) => "too many events wait for the journal's disk",
-            Self::Unavailable(Unavailable::Memory) => "bodies in memory are up to ingress.buffered_max",
+            Self::Unavailable(Unavailable::Memory) => {
+                "bodies in memory are up to ingress.buffered_max, and it came slowest of those that were not whole, or none of them was left"
+            }
             Self::Unavailable(Unavailable::ShuttingDown) => "the relay is stopping",
             Self::Unavailable(Unavailable::Panic) => "a fault in the relay itself; please report it",
         }

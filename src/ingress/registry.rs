@@ -103,7 +103,7 @@ impl Patience {
 
 /// How long who has just come, or has just been answered, is taken for somebody about to ask. Who asks sends all of an ordinary request at
 /// once, so it is a round trip or two, and a good deal for a machine under attack.
-const YOUNG: Duration = Duration::from_millis(250);
+pub const YOUNG: Duration = Duration::from_millis(250);
 /// So many are chosen to go at a time when there is no room: to look at all connections for each newcomer would make accepting slow just when
 /// newcomers are many.
 const CHOSEN_MAX: usize = 128;
@@ -252,6 +252,10 @@ impl Watched {
     pub fn prove(&self, tolerance: Duration) {
         let until = self.age().saturating_add(tolerance.as_micros() as u64);
         self.proved_until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    pub fn is_proved(&self) -> bool {
+        self.is_proved_at(Instant::now())
     }
 
     fn is_proved_at(&self, now: Instant) -> bool {

@@ -165,7 +165,7 @@ async fn a_body_in_many_pieces_comes_out_whole() {
 
 #[tokio::test]
 async fn bodies_without_room_in_memory_are_503_until_there_is_room_again() {
-    let relay = start(|limits| limits.buffered_max = 20_000).await;
+    let relay = start(|limits| (limits.body_max, limits.buffered_max) = (20_000, 27_000)).await; // Strangers may take 20,250.
     relay.journal.will(Script::Wait);
     let mut holding = relay.connect().await;
     holding.send(post(vec![b'x'; 15_000])).await;
@@ -182,6 +182,53 @@ async fn bodies_without_room_in_memory_are_503_until_there_is_room_again() {
     assert_eq!(peer.answer().await.status, 200, "4,000 bytes had room");
     peer.send(post(vec![b'y'; 19_000])).await;
     assert_eq!(peer.answer().await.status, 200, "what was held is given back");
+}
+
+#[tokio::test]
+async fn half_sent_bodies_give_way_to_whole_ones() {
+    let relay = start(|limits| (limits.body_max, limits.buffered_max) = (1 << 20, 2 << 20)).await;
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        let mut peer = relay.connect().await;
+        peer.send(&post(vec![b'x'; 40_000])[..36_000]).await;
+        strangers.push(peer);
+    }
+    wait_for("the strangers to have all that they may take", || relay.unavailable("memory") > 0).await;
+    for number in 0..50 {
+        let mut peer = relay.connect().await;
+        peer.send(post(vec![b'a' + number; 40_000])).await;
+        assert_eq!(peer.answer().await.status, 200, "number {number}, on a fresh connection");
+    }
+    // All room that there is, as strangers would have it who are faster than anybody.
+    let hold = || {
+        let mut holding = relay.serving.door.budget.reserve(false);
+        holding.grow(1 << 14).and_then(|()| holding.finish()).map(|()| holding)
+    };
+    let mut proved = relay.connect().await;
+    proved.send(post("1")).await;
+    assert_eq!(proved.answer().await.status, 200);
+    let _held: Vec<_> = std::iter::from_fn(|| hold().ok()).collect();
+    proved.send(post(vec![b'y'; 14_000])).await;
+    assert_eq!(proved.answer().await.status, 200, "a part is for those who brought an event");
+    let mut stranger = relay.connect().await;
+    stranger.send(post(vec![b'z'; 14_000])).await;
+    assert_eq!(stranger.answer().await.status, 503);
+}
+
+#[tokio::test]
+async fn a_body_has_to_come_at_a_least_rate() {
+    let relay = start(|limits| limits.deadline = Duration::from_secs(2)).await;
+    let mut peer = relay.connect().await;
+    let began = Instant::now();
+    peer.send(&post(vec![b'x'; 40_000])[..9_000]).await;
+    assert_eq!(peer.answer().await.status, 408);
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_millis(1_200),
+        "refused after {took:?}: half of the deadline, and 0.26 s for 8.5 KB"
+    );
+    assert!(took < Duration::from_millis(1_900), "refused after {took:?}");
+    assert_eq!(relay.outcome("too_slow"), 1);
 }
 
 #[tokio::test]
