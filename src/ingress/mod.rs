@@ -24,6 +24,7 @@ mod door;
 pub mod framing;
 mod refusal;
 mod registry;
+mod signing;
 mod tally;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -72,7 +73,8 @@ impl<K: Keep> Ingress<K> {
     /// Listens on `ingress.listen`. Connections wait in the kernel until [`Ingress::serve`]. Fails if the address cannot be had, or the
     /// certificate or its key cannot be used; the error names the key of the configuration.
     pub async fn bind(config: &config::Ingress, rooms: Rooms<K>, metrics: &Arc<Metrics>) -> io::Result<Self> {
-        let tls = config.tls.as_ref().map(|files| Tls::load(files, metrics)).transpose()?.map(Arc::new);
+        let tls =
+            config.tls.as_ref().map(|files| Tls::load(files, config.deadline, metrics)).transpose()?.map(Arc::new);
         let listening = listen(config.listen).and_then(|listener| Ok((listener.local_addr()?, listener)));
         let (address, listener) = listening.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {} (ingress.listen): {error}", config.listen))

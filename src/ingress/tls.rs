@@ -19,7 +19,6 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::LazyConfigAcceptor;
@@ -29,6 +28,7 @@ use zeroize::Zeroizing;
 
 use super::connection::Malformed;
 use super::registry::{Phase, Watched};
+use super::signing::Turns;
 use crate::certificate;
 use crate::config;
 use crate::metrics::Metrics;
@@ -45,9 +45,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// The certificate in force, and the files it came from.
 pub struct Tls {
     server: Arc<ServerConfig>,
-    /// To sign takes a processor up to a millisecond, and any stranger may ask for it: half of the processors do, and the others go on serving
-    /// whoever is connected.
-    pub signing: Semaphore,
+    /// Half of the processors sign, and the others go on serving whoever is connected.
+    pub signing: Arc<Turns>,
     files: config::Tls,
     in_force: Arc<InForce>,
     metrics: Arc<Metrics>,
@@ -68,7 +67,7 @@ impl ResolvesServerCert for InForce {
 
 impl Tls {
     /// Reads certificate and key. The error names the file and the key of the configuration.
-    pub fn load(files: &config::Tls, metrics: &Arc<Metrics>) -> io::Result<Self> {
+    pub fn load(files: &config::Tls, deadline: Duration, metrics: &Arc<Metrics>) -> io::Result<Self> {
         let pair = Pair::read(files)?;
         let (certified, expiry) = pair.certified(files)?;
         let in_force = Arc::new(InForce(RwLock::new(Arc::new(certified))));
@@ -80,7 +79,7 @@ impl Tls {
         server.alpn_protocols = vec![b"http/1.1".to_vec()];
         let tls = Self {
             server: Arc::new(server),
-            signing: Semaphore::new((available_parallelism().map_or(1, NonZeroUsize::get) / 2).max(1)),
+            signing: Turns::new((available_parallelism().map_or(1, NonZeroUsize::get) / 2).max(1), deadline),
             files: files.clone(),
             in_force,
             metrics: Arc::clone(metrics),
@@ -96,11 +95,14 @@ impl Tls {
         stream: TcpStream,
         watched: &Watched,
     ) -> Result<TlsStream<TcpStream>, Option<Malformed>> {
+        let peer = stream.peer_addr().map_err(|_gone| None)?.ip();
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
         let hello = unless_ordered(hello, watched).await?.map_err(malformed)?;
-        let permit = unless_ordered(self.signing.acquire(), watched).await?;
+        // A resumed handshake needs no signature, but nobody can tell before it goes on.
+        let dropped = || self.metrics.ingress.evicted.with_label_values(&["handshake"]).inc();
+        let turn = unless_ordered(self.signing.turn(peer, dropped), watched).await?.ok_or(None)?;
         let handshake = hello.into_stream(Arc::clone(&self.server)); // In here it signs, not when it is awaited.
-        drop(permit);
+        drop(turn);
         let stream = unless_ordered(handshake, watched).await?.map_err(malformed)?;
         watched.enter(Phase::Silent);
         Ok(stream)

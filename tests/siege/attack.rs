@@ -22,6 +22,8 @@ type Life = Pin<Box<dyn Future<Output = io::Result<()>>>>;
 pub struct Attack {
     pub name: &'static str,
     pub connections: usize,
+    /// From how many addresses they come.
+    addresses: usize,
     /// At most, between the end of one connection and the next in its place.
     pause: Duration,
     life: fn(TcpStream, usize) -> Life,
@@ -104,7 +106,8 @@ fn besiege(attack: Attack, target: SocketAddr, stopped: oneshot::Receiver<()>) {
         for number in 0..attack.connections {
             all.spawn_local(async move {
                 for life in 0.. {
-                    let lived = async { (attack.life)(connect(target, number).await?, number + life).await };
+                    let lived =
+                        async { (attack.life)(connect(target, number % attack.addresses).await?, number + life).await };
                     let _ = lived.await; // Cut off or not, the next one comes.
                     tokio::time::sleep(attack.pause.mul_f64(fastrand::f64())).await;
                     tokio::task::yield_now().await;
@@ -116,14 +119,14 @@ fn besiege(attack: Attack, target: SocketAddr, stopped: oneshot::Receiver<()>) {
     });
 }
 
-/// From one of many loopback addresses, as ports of one would run short. Half of them leave with a reset.
+/// From the loopback address of that number. Half of them leave with a reset.
 async fn connect(target: SocketAddr, number: usize) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     if number.is_multiple_of(2) {
         socket.set_zero_linger()?;
     }
-    socket.bind((Ipv4Addr::new(127, 0, 7, 1 + (number % 100) as u8), 0).into())?;
+    socket.bind((Ipv4Addr::new(127, 0, 7, 1 + number as u8), 0).into())?;
     socket.connect(target).await
 }
 
@@ -162,6 +165,8 @@ async fn pour(mut stream: TcpStream, bytes: &[u8]) -> io::Result<()> {
 
 /// By how much attackers stand behind SIPSIM and the relay.
 const NICE: i32 = 10;
+/// As the ports of one would run short.
+const ADDRESSES: usize = 100;
 const SHORT: Duration = Duration::from_millis(20);
 
 pub const SLOW_HEADS: Besieger = Besieger::Slow { name: "slow heads (slowhttptest)", args: &["-H"] };
@@ -172,6 +177,7 @@ pub const SILENT: Attack =
     Attack {
         name: "10,000 silent connections",
         connections: 10_000,
+        addresses: ADDRESSES,
         pause: Duration::from_secs(2),
         life: |stream, _| Box::pin(until_closed(stream)),
     };
@@ -179,6 +185,7 @@ pub const SILENT: Attack =
 pub const COMING_AND_GOING: Attack = Attack {
     name: "connections that come and go",
     connections: 200,
+    addresses: ADDRESSES,
     pause: Duration::ZERO,
     life: |stream, _| {
         drop(stream);
@@ -189,6 +196,7 @@ pub const COMING_AND_GOING: Attack = Attack {
 pub const LARGE_HEADS: Attack = Attack {
     name: "heads of 16 KiB without an end",
     connections: 4_096,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, _| {
         Box::pin(async move {
@@ -202,6 +210,7 @@ pub const LARGE_HEADS: Attack = Attack {
 pub const FORGED: Attack = Attack {
     name: "a flood of forged requests",
     connections: 64,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, _| {
         Box::pin(async move {
@@ -223,6 +232,7 @@ pub const FORGED: Attack = Attack {
 pub const ODD_BODIES: Attack = Attack {
     name: "bodies without end, of false length, byte by byte",
     connections: 500,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, number| {
         Box::pin(async move {
@@ -253,6 +263,7 @@ pub const ODD_BODIES: Attack = Attack {
 pub const LARGE_BODIES: Attack = Attack {
     name: "8 MiB bodies on every connection",
     connections: 4_096,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, _| {
         Box::pin(async move {
@@ -269,6 +280,7 @@ pub const LARGE_BODIES: Attack = Attack {
 pub const GARBAGE: Attack = Attack {
     name: "pipelined garbage",
     connections: 64,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |stream, number| {
         Box::pin(async move {
@@ -285,6 +297,7 @@ pub const GARBAGE: Attack = Attack {
 pub const SMUGGLING: Attack = Attack {
     name: "request smuggling",
     connections: 64,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, number| {
         Box::pin(async move {
@@ -301,6 +314,7 @@ pub const SMUGGLING: Attack = Attack {
 pub const OTHER_PROTOCOLS: Attack = Attack {
     name: "prefaces of HTTP/2 and TLS",
     connections: 64,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, number| {
         Box::pin(async move {
@@ -316,6 +330,7 @@ pub const OTHER_PROTOCOLS: Attack = Attack {
 pub const TLS_GARBAGE: Attack = Attack {
     name: "TLS garbage",
     connections: 500,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, number| {
         Box::pin(async move {
@@ -335,6 +350,7 @@ pub const TLS_GARBAGE: Attack = Attack {
 pub const HANDSHAKES: Attack = Attack {
     name: "whole handshakes, and nothing more",
     connections: 32,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |stream, _| {
         Box::pin(async move {
@@ -350,6 +366,7 @@ pub const HANDSHAKES: Attack = Attack {
 pub const REPLAY: Attack = Attack {
     name: "a replayed genuine request",
     connections: 700,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, _| {
         Box::pin(async move {
@@ -361,9 +378,24 @@ pub const REPLAY: Attack = Attack {
     },
 };
 
+/// One recorded ClientHello, again and again: each costs the relay a signature, and its sender nothing.
+pub const REPLAYED_HELLO: Attack = Attack {
+    name: "a replayed ClientHello",
+    connections: 1_000,
+    addresses: 2,
+    pause: SHORT,
+    life: |mut stream, _| {
+        Box::pin(async move {
+            stream.write_all(super::hello()).await?;
+            until_closed(stream).await
+        })
+    },
+};
+
 pub const ADMIN_REQUESTS: Attack = Attack {
     name: "a flood of requests for /metrics",
     connections: 200,
+    addresses: ADDRESSES,
     pause: SHORT,
     life: |mut stream, _| {
         Box::pin(async move {

@@ -80,12 +80,15 @@ async fn a_handshake_waits_while_as_many_sign_as_may() {
     let folder = tempfile::tempdir().unwrap();
     let trusted = write_pair(folder.path());
     let metrics = Metrics::new(&configuration());
-    let tls = Tls::load(&files(folder.path()), &metrics).unwrap();
+    let tls = Tls::load(&files(folder.path()), PATIENCE, &metrics).unwrap();
     let listener = crate::ingress::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let registry = Registry::new(1, metrics.ingress.connections.clone(), &metrics.ingress.evicted);
     let admitted = registry.admit(Phase::Handshake).expect("there is room");
     let address = listener.local_addr().unwrap();
-    let others = tls.signing.acquire_many(tls.signing.available_permits() as u32).await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..tls.signing.at_once {
+        others.push(tls.signing.turn(address.ip(), || {}).await);
+    }
     let both = async {
         let (stream, _) = listener.accept().await.unwrap();
         tls.shake_hands(stream, &admitted.watched).await.is_ok()
@@ -104,7 +107,7 @@ async fn a_renewed_certificate_is_taken_and_a_bad_pair_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let first = write_pair(folder.path());
     let relay = start(|_| {}).await;
-    let tls = Arc::new(Tls::load(&files(folder.path()), &relay.metrics).unwrap());
+    let tls = Arc::new(Tls::load(&files(folder.path()), PATIENCE, &relay.metrics).unwrap());
     let reloads = || relay.metrics.accounts.last_reload_successful.get();
     // Somebody else's key.
     let key = std::fs::read(folder.path().join("tls.key")).unwrap();
@@ -152,7 +155,7 @@ async fn what_is_wrong_with_the_files_is_said_with_file_and_key() {
     let folder = tempfile::tempdir().unwrap();
     let relay = start(|_| {}).await;
     let check = |expected: &str| {
-        let error = Tls::load(&files(folder.path()), &relay.metrics).err().expect("unusable").to_string();
+        let error = Tls::load(&files(folder.path()), PATIENCE, &relay.metrics).err().expect("unusable").to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
     check("tls.crt (ingress.tls.certificate_file): No such file");
