@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::budget::Reservation;
 use super::refusal::{Refusal, Unavailable};
@@ -19,7 +19,12 @@ pub const DRAIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The least rate at which a body has to come, once half of `ingress.deadline` is over since its head was there. In that half nothing need come: at
 /// the default it is 0.9 s, and a lost packet costs 0.2 s, lost again 0.4 s more. At this rate an ordinary body of 16 KiB takes 0.5 s. So a stranger
 /// who sends that much and stops holds it for 1.4 s at most, and a larger body the deadline itself asks to be faster.
+///
+/// It is asked for only while half of what strangers' bodies may take is taken: while there is room, a body may come until the deadline.
 const BYTES_A_SECOND_MIN: f64 = 32.0 * 1024.0;
+
+/// How often a body that is behind that rate looks whether memory is short.
+const SHORT_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The whole body, of at most `body_max` bytes. Its memory counts in `budget` until the last clone of the returned bytes is gone, wherever
 /// they are by then. A body that came in one frame is not copied. `grace` is how long nothing need come.
@@ -38,8 +43,9 @@ pub async fn read(
         let due = began + grace + Duration::from_secs_f64(body.as_ref().len() as f64 / BYTES_A_SECOND_MIN);
         let frame = tokio::select! {
             biased;
-            frame = timeout_at(due, incoming.frame()) => frame.map_err(|_late| Refusal::TooSlow)?,
+            frame = incoming.frame() => frame,
             () = body.reservation.gave_way() => return Err(Refusal::Unavailable(Unavailable::Memory)),
+            () = late_and_short(&body.reservation, due) => return Err(Refusal::TooSlow),
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| Refusal::BadRequest)?;
@@ -50,6 +56,14 @@ pub async fn read(
     }
     body.reservation.finish().map_err(|_| Refusal::Unavailable(Unavailable::Memory))?;
     Ok(Bytes::from_owner(body))
+}
+
+/// Returns once a body is behind the least rate while memory is short.
+async fn late_and_short(reservation: &Reservation, due: Instant) {
+    sleep_until(due).await;
+    while !reservation.is_short() {
+        sleep(SHORT_LOOK_EVERY).await;
+    }
 }
 
 /// What has arrived of a body, and the memory it was allowed.

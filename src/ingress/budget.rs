@@ -220,6 +220,12 @@ impl Reservation {
         if self.is_whole { Ok(()) } else { Err(Exhausted) }
     }
 
+    /// Whether half of what strangers' bodies may take is taken, by whomever.
+    pub fn is_short(&self) -> bool {
+        let (all, max) = (lock(&self.budget.taken).all, self.budget.strangers_max);
+        all.bytes > max.bytes / 2 || all.large > max.large / 2
+    }
+
     /// Returns once the body has to give way to others.
     pub async fn gave_way(&self) {
         self.gave_way.notified().await;
