@@ -135,6 +135,8 @@ impl Budget {
         let (mut all, mut strangers) = (taken.all.plus(more), taken.strangers.plus(more));
         let mut going = Vec::new();
         for ((other_is_proved, is_young, _), other, bytes) in slowest {
+            // What has just begun gives way for what is needed, and not for the spare.
+            let spare = if is_young { Room::default() } else { spare };
             if self.is_within(all.plus(spare), strangers.plus(spare), is_proved) {
                 break;
             }
