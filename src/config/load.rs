@@ -144,10 +144,12 @@ pub(super) fn read(
     let envelope = sections::envelope(&root.section("envelope"));
     let mut journal = sections::journal(&root.section("journal"));
     // Lock and log lie beside the file itself, where whoever opens it by its other name looks for them.
-    if journal.path.is_symlink()
-        && let Ok(path) = journal.path.canonicalize()
-    {
-        journal.path = path;
+    if let Ok(target) = journal.path.read_link() {
+        let target = journal.path.parent().unwrap_or(Path::new("")).join(target);
+        // The file may not be there yet, but its folder is.
+        let folder = target.parent().and_then(|folder| folder.canonicalize().ok());
+        let resolved = target.canonicalize().ok().or_else(|| Some(folder?.join(target.file_name()?)));
+        journal.path = resolved.unwrap_or(target);
     }
     let outputs = outputs::outputs(&root.section("outputs"), &instance, &events, &accounts);
     let section = root.section("admin");

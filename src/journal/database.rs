@@ -388,6 +388,9 @@ impl Database {
 
     /// Brings the copy up to the present.
     pub fn complete(&self, copy: &Path) -> rusqlite::Result<()> {
+        if !copy.exists() {
+            return Err(rusqlite::Error::InvalidPath(copy.to_owned())); // To attach would make it.
+        }
         self.db.execute("ATTACH ? AS copy", [copy.to_str()])?;
         let completed = self.db.execute_batch(COMPLETE).inspect_err(|_| self.roll_back());
         self.db.execute_batch("DETACH copy")?;
@@ -408,13 +411,19 @@ impl Database {
     /// Events that some output has neither published nor given up: pending and parked ones.
     pub fn owed(&self) -> (i64, i64) {
         let counts = || self.outputs.iter().map(|row| row.counts);
-        (counts().map(|counts| counts.pending).sum(), counts().map(|counts| counts.parked).sum())
+        (counts().map(|counts| counts.pending.max(0)).sum(), counts().map(|counts| counts.parked.max(0)).sum())
     }
 
     /// Closes it, and spares the next start the recovery of the log; nothing depends on that. False if a fault came to light that nobody was told of.
     pub fn finish(mut self) -> bool {
         self.checkpoints.stop(); // Or it may be just at it.
         !self.checkpoints.has_failed() && self.db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)").is_ok()
+    }
+
+    /// Closes it as it is. False if a fault came to light that nobody was told of.
+    pub fn abandon(mut self) -> bool {
+        self.checkpoints.stop();
+        !self.checkpoints.has_failed()
     }
 
     /// Lets everybody see the outputs as they are now.

@@ -42,8 +42,8 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const LOCK: &str = "-lock";
 const DOUBT: &str = "-doubt";
 /// A copy that is not whole yet, and one that is and has no dated name yet.
-const SAVING: &str = "-saving";
-const SAVED: &str = "-saved";
+const SAVING: &str = "-relay-saving";
+const SAVED: &str = "-relay-saved";
 /// Ends of names that SQLite, this version (`.console`: its console output) and version 0.1 give to files beside a journal, which they also remove.
 const TAKEN: [&str; 10] = ["-wal", "-shm", "-journal", LOCK, DOUBT, SAVING, SAVED, ".lock", ".doubt", ".console"];
 
@@ -501,8 +501,12 @@ pub(super) fn stop_saving(journal: &Path) {
 pub(super) fn keep_saved(journal: &Path, now: Timestamp) -> io::Result<PathBuf> {
     let (saved, aside) = (saved(journal), aside_name(journal, now));
     // What was brought up to the present only in part is undone by whoever opens it first, as long as it has this name.
-    let undo = Connection::open(&saved).and_then(|db| db.query_row("SELECT count(*) FROM meta", [], |_| Ok(())));
-    undo.map_err(io::Error::other)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let undo = Connection::open_with_flags(&saved, flags)
+        .and_then(|db| db.query_row("SELECT count(*) FROM meta", [], |_| Ok(())));
+    if let Err(error) = undo {
+        error!(journal.set_aside = %aside.display(), "the copy of the journal that becomes {} cannot be read: {error}", aside.display());
+    }
     // Its log, empty: else the log of the journal that is gone, which may still lie beside it, would be taken for this one's (`finish_setting_aside`).
     OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(with_suffix(&aside, "-wal"))?;
     File::open(&saved)?.sync_all()?;

@@ -4,6 +4,8 @@
 //! them, which is read as corrupt. The trail and other tables that the relay can do without begin anew, and free pages are given up. What was there
 //! stays in the file.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, params};
 use tracing::error;
 
@@ -16,17 +18,21 @@ const INNER: u8 = 5;
 /// The first bytes of other pages.
 const OTHERS: [u8; 3] = [2, INNER, 10];
 /// How many empty rows a page holds, and more events than any page.
-const EMPTY_ROWS_MAX: u64 = 200;
+const EMPTY_ROWS_MAX: usize = 200;
+/// Entries of the trail that are looked through for those that were discarded.
+const TRAIL_MAX: i64 = 100_000;
 /// Where nobody knows for certain which number was given last, so many are left out: a gap does no harm, and a number that is given twice does.
 const MARGIN: u64 = 10_000;
 /// Tables whose rows the relay can do without, and a question that reads as much of each as the relay ever writes to.
-const DISPENSABLE: [(&str, &str); 4] = [
+const DISPENSABLE: [(&str, &str); 5] = [
     (
         "trail",
         "SELECT (SELECT max(entry) FROM trail), (SELECT count(at) FROM (SELECT at FROM trail ORDER BY entry LIMIT 10000))",
     ),
     ("requests", "SELECT count(ids || '') FROM requests"),
     ("accounts", "SELECT count(last_accepted_at) FROM accounts"),
+    // What was given up and stands before a cursor is sent.
+    ("given_up", "SELECT count(sequence) FROM given_up"),
     ("orders", "SELECT count(selection || ifnull(result, '')) FROM orders"),
 ];
 
@@ -36,7 +42,7 @@ const INDEXES: [(&str, &str); 2] = [
     ("apart_parked", "CREATE INDEX apart_parked ON apart (output, next_at, sequence) WHERE state = 'parked'"),
 ];
 /// Tables without which nobody knows what is owed to whom.
-const STRUCTURE: [&str; 5] = ["meta", "outputs", "spans", "apart", "given_up"];
+const STRUCTURE: [&str; 4] = ["meta", "outputs", "spans", "apart"];
 
 /// Mends what can be mended. `last` is the last sequence that was given, if that is known.
 ///
@@ -47,10 +53,15 @@ pub(super) fn mend(db: &Connection, last: Option<u64>, now: Timestamp) -> rusqli
     give_up_free_pages(db)?; // First, before anything takes one.
     for (index, create) in INDEXES {
         if is_damaged(db, &format!("SELECT count(sequence) FROM apart INDEXED BY {index} WHERE state = 'parked'"))? {
-            // To drop it would read its pages.
-            db.execute_batch(&format!(
-                "PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = '{index}'; PRAGMA writable_schema = RESET; {create}"
-            ))?;
+            // To drop it would read its pages. As a whole or not at all: without the index nobody finds anything.
+            let made_anew = db.execute_batch(&format!(
+                "BEGIN IMMEDIATE; PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = '{index}'; PRAGMA writable_schema = RESET; \
+                 {create}; COMMIT"
+            ));
+            if made_anew.is_err() {
+                db.execute_batch("ROLLBACK; PRAGMA writable_schema = RESET")?;
+            }
+            made_anew?;
             error!("a page of the journal's index {index} cannot be read: the index is made anew");
         }
     }
@@ -84,8 +95,12 @@ fn is_damaged(db: &Connection, question: &str) -> rusqlite::Result<bool> {
 
 /// Gives a table another name and makes it anew, empty.
 fn begin_anew(db: &Connection, table: &str, now: Timestamp) -> rusqlite::Result<()> {
-    let begin = format!("CREATE TABLE {table} (");
-    let create = include_str!("schema.sql").split_inclusive(';').find_map(|sql| sql.find(&begin).map(|at| &sql[at..]));
+    let sql = [include_str!("schema.sql"), file::ADDITIONS].concat();
+    let of_table = |sql: &str| {
+        let begins = [format!("CREATE TABLE {table} ("), format!("CREATE TABLE IF NOT EXISTS {table} (")];
+        begins.iter().find_map(|begin| sql.find(begin.as_str()).map(|at| sql[at..].to_owned()))
+    };
+    let create = sql.split_inclusive(';').find_map(of_table);
     let Some(create) = create else { return Ok(()) };
     let aside = format!("{table}_damaged_{}", now.as_micros());
     db.execute_batch(&format!("BEGIN IMMEDIATE; ALTER TABLE {table} RENAME TO {aside}; {create} COMMIT"))?;
@@ -121,8 +136,18 @@ fn replace_last_page(db: &Connection, last: Option<u64>, now: Timestamp) -> rusq
         Some(last) => last,
         None => last_given(db, before)?,
     };
-    let first = (before + 1).max(last.saturating_sub(EMPTY_ROWS_MAX - 1));
-    let empty = empty_rows(bytes.len(), first, last.max(first))?;
+    // The newest, without numbers that no event has, as the configuration discarded theirs.
+    let mut discarded =
+        db.prepare("SELECT sequence FROM trail WHERE output IS NULL AND entry > (SELECT max(entry) FROM trail) - ?")?;
+    let discarded = discarded.query_map([TRAIL_MAX], |row| row.get::<_, i64>(0).map(|sequence| sequence as u64))?;
+    let discarded: HashSet<u64> = discarded.collect::<rusqlite::Result<_>>()?;
+    let mut numbers: Vec<u64> =
+        (before + 1..=last).rev().filter(|number| !discarded.contains(number)).take(EMPTY_ROWS_MAX).collect();
+    if numbers.is_empty() {
+        numbers.push(last.max(before + 1)); // A page is not without rows.
+    }
+    let (first, last) = (numbers[numbers.len() - 1], last.max(numbers[0]));
+    let empty = empty_rows(bytes.len(), &numbers)?;
     let transaction = db.unchecked_transaction()?;
     db.execute_batch(
         "CREATE TABLE IF NOT EXISTS damaged_pages (page INTEGER NOT NULL, at INTEGER NOT NULL, bytes BLOB NOT NULL) STRICT",
@@ -142,7 +167,8 @@ fn replace_last_page(db: &Connection, last: Option<u64>, now: Timestamp) -> rusq
 /// The last sequence that was given, as far as anything but the events behind `before` says it.
 fn last_given(db: &Connection, before: u64) -> rusqlite::Result<u64> {
     let ask = |sql: &str| {
-        db.query_row(&format!("SELECT {sql}"), [], |row| row.get::<_, Option<i64>>(0)).map(|n| n.unwrap_or(0) as u64)
+        db.query_row(&format!("SELECT {sql}"), [], |row| row.get::<_, Option<i64>>(0))
+            .map(|n| n.unwrap_or(0).max(0) as u64)
     };
     let mut last = before;
     for known in [
@@ -184,13 +210,13 @@ fn count_events(db: &Connection, mut after: u64, through: u64) -> rusqlite::Resu
 }
 
 /// A page of so many bytes with empty rows of these numbers, as SQLite makes it.
-fn empty_rows(bytes: usize, first: u64, last: u64) -> rusqlite::Result<Vec<u8>> {
+fn empty_rows(bytes: usize, numbers: &[u64]) -> rusqlite::Result<Vec<u8>> {
     let db = Connection::open_in_memory()?;
     db.pragma_update(None, "page_size", bytes as i64)?;
     db.execute_batch("CREATE TABLE events (sequence INTEGER PRIMARY KEY, empty)")?;
     let mut insert = db.prepare("INSERT INTO events (sequence) VALUES (?)")?;
-    for sequence in first..=last {
-        insert.execute([sequence as i64])?;
+    for number in numbers {
+        insert.execute([*number as i64])?;
     }
     read(&db, 2)
 }

@@ -88,6 +88,8 @@ pub(super) fn start(
 
 /// What a reader cannot read so soon after it was mended cannot be mended.
 const MENDED_FOR: Duration = Duration::from_secs(60);
+/// How late a reader may say what it met before that.
+const HEARD_LATE: Duration = Duration::from_secs(3);
 
 struct Writer {
     options: Options,
@@ -151,7 +153,10 @@ impl Writer {
             self.reopen_if_due();
             let mut group = self.gather();
             // What is gone from its path can neither be opened anew nor be set aside.
+            // Readers say late what they met before the file was mended, and try again.
+            let is_late = self.mended_at.is_some_and(|at| at.elapsed() < HEARD_LATE);
             if let Some(why) = self.found_corrupt.take()
+                && !is_late
                 && !self.is_gone_now()
             {
                 match self.mended_at.is_some_and(|at| at.elapsed() < MENDED_FOR) {
@@ -207,6 +212,10 @@ impl Writer {
         }
         self.look_for_files();
         self.save_at_the_end();
+        if self.unwanted.is_some() {
+            drop(self.db.take()); // Its thread may be at it.
+            file::stop_saving(&self.options.config.path);
+        }
         if let Some(db) = self.db.take().filter(|_| self.gone.is_none())
             && !db.finish()
         {
@@ -238,6 +247,9 @@ impl Writer {
     fn close(&mut self) {
         if let Some(db) = self.db.take() {
             self.sequence_min = self.sequence_min.max(db.last + 1);
+            if !db.abandon() {
+                self.doubt.raise();
+            }
         }
     }
 
@@ -339,7 +351,13 @@ impl Writer {
                     lock
                 }
             },
-            None => file::lock(&self.options.config.path)?,
+            None => {
+                let lock = file::lock(&self.options.config.path)?;
+                if self.is_anothers {
+                    self.corrupt = None;
+                }
+                lock
+            }
         };
         let path = &self.options.config.path;
         let now = clock::now();

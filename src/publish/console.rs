@@ -3,10 +3,10 @@
 //!
 //! An owned thread writes, so that a pipe that nobody reads holds up this output and nothing else.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -135,7 +135,9 @@ impl Mark {
             // A pipe does not say what was written to it before.
             None => fs::read_to_string(&self.path).is_ok_and(|last| last == name),
         };
-        let _ = fs::write(&self.path, name); // A disk that fails has the journal to tell of it.
+        let mut file = OpenOptions::new();
+        let file = file.create(true).truncate(true).write(true).mode(0o600).open(&self.path);
+        let _ = file.and_then(|mut file| file.write_all(name.as_bytes())); // A disk that fails has the journal to tell of it.
         is_open
     }
 

@@ -91,8 +91,8 @@ fn a_journal_is_not_named_as_files_beside_one() {
         "x.db-journal",
         "x-lock",
         "x-doubt",
-        "x-saving",
-        "x-saved",
+        "x-relay-saving",
+        "x-relay-saved",
         "x.db.console",
     ] {
         let relay = Relay::prepare(&format!("[journal]\npath = \"data/{name}\""));
@@ -314,6 +314,9 @@ fn what_another_process_wrote_while_the_lock_was_lost_is_neither_sent_again_nor_
     wait_until_ready(&relay);
     (1..=3).for_each(|number| post(&relay, number));
     wait_until("them to come", SOON, || relay.envelopes().len() == 3);
+    // And noted: what is not would come again.
+    let is_noted = || relay.metrics().get("sipsim_relay_events_pending", &[("output", "console")]) == 0.0;
+    wait_until("that to be noted", SOON, is_noted);
     for name in ["journal.db-lock", "journal.lock"] {
         fs::remove_file(relay.path("data").join(name)).expect("it is there");
     }

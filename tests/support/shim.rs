@@ -111,8 +111,9 @@ impl Shim {
             let (inode, name) = line.split_once(' ').expect("the shim's line");
             let path = real.get(&inode.parse().expect("a number"));
             let of_it = |letter| fs::read(self.state.path().join(format!("{letter}{inode}")));
-            // Without an image it was not opened since the last cut.
-            let mut synced = of_it("i").or_else(|_| fs::read(path.expect("it has a name"))).expect("it can be read");
+            // Without an image it was not opened since the last cut; without a name too it is one that was removed, as the file of doubt.
+            let synced = of_it("i").ok().or_else(|| path.map(|path| fs::read(path).expect("it can be read")));
+            let Some(mut synced) = synced else { continue };
             let dirty = of_it("d").unwrap_or_default();
             if let Some(path) = path {
                 lost += mix(&mut synced, &fs::read(path).expect("it can be read"), &dirty, unsynced, random);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use rusqlite::ErrorCode;
 use tracing::{error, info, warn};
 
 use super::{Database, Health, Writer};
@@ -30,10 +31,12 @@ pub(super) struct Gone {
     save_again_at: Option<Instant>,
     /// Why it could not be saved: said once.
     problem: Option<String>,
-    /// How often it could not.
+    /// How often that was tried in vain; where there is no room it is not tried.
     failures: u32,
     /// A write failed: the connection still reads, and what is in memory is not to be believed.
     has_failed: bool,
+    /// And it was no full disk.
+    is_lost: bool,
 }
 
 impl Gone {
@@ -121,7 +124,11 @@ impl Writer {
         match standing {
             Standing::Gone => self.save(),
             // At once: until then what only the log has ends with this process.
-            _ => _ = self.db.as_mut().map(Database::finish_log),
+            _ => {
+                if let Some(Err(error)) = self.db.as_mut().map(Database::finish_log) {
+                    self.fail_while_gone(&error);
+                }
+            }
         }
     }
 
@@ -151,6 +158,8 @@ impl Writer {
         }
         if let Some(gone) = &mut self.gone {
             gone.has_failed = true;
+            // A full disk may have room again.
+            gone.is_lost |= error.sqlite_error_code() != Some(ErrorCode::DiskFull);
         }
     }
 
@@ -188,8 +197,8 @@ impl Writer {
                 Ok(aside) => self.begin_anew(Some(aside)),
                 Err(problem) => self.cannot(problem),
             },
-            Some(Ok(Err(problem))) => self.cannot(problem),
-            Some(Err(TryRecvError::Disconnected)) => self.cannot("it was interrupted".to_owned()),
+            Some(Ok(Err(problem))) => self.could_not(problem),
+            Some(Err(TryRecvError::Disconnected)) => self.could_not("it was interrupted".to_owned()),
             None if self.may_be_left() => self.begin_anew(None),
             None => self.save(),
         }
@@ -199,8 +208,8 @@ impl Writer {
     fn may_be_left(&self) -> bool {
         let (Some(db), Some(gone)) = (&self.db, &self.gone) else { return false };
         let (pending, parked) = db.owed();
-        let is_hopeless = gone.failures >= FAILURES_MAX && (pending == 0 || gone.has_failed);
-        gone.failures > 0 && pending + parked == 0 || is_hopeless
+        let is_hopeless = gone.failures >= FAILURES_MAX && (pending == 0 || gone.is_lost);
+        gone.problem.is_some() && pending + parked == 0 || is_hopeless
     }
 
     /// Begins a copy, if it is time to.
@@ -236,11 +245,18 @@ impl Writer {
         file::keep_saved(path, clock::now()).map_err(|error| error.to_string())
     }
 
+    /// It was tried.
+    fn could_not(&mut self, problem: String) {
+        if let Some(gone) = &mut self.gone {
+            gone.failures += 1;
+        }
+        self.cannot(problem);
+    }
+
     /// It cannot be saved now.
     fn cannot(&mut self, problem: String) {
         let Some(gone) = &mut self.gone else { return };
         gone.saving = None;
-        gone.failures += 1;
         gone.save_again_at = Some(Instant::now() + SAVE_AGAIN);
         if gone.problem.as_ref() != Some(&problem) {
             error!(
@@ -293,7 +309,7 @@ impl Writer {
             owed.1
         );
         let until = Instant::now() + crate::journal::SAVE_AT_THE_END_MAX;
-        while self.gone.as_ref().is_some_and(|gone| gone.failures == 0) && Instant::now() < until {
+        while self.gone.as_ref().is_some_and(|gone| gone.problem.is_none()) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
             self.look_for_files();
         }
