@@ -259,9 +259,9 @@ impl Account {
     }
 
     fn reload(&self, reload: &mut Reload) {
-        let (secrets, reports) = secrets::load(&self.config);
-        reload.reports.extend(reports);
         let keys = self.keys();
+        let (secrets, reports) = secrets::reload(&self.config, |named| keys.0.iter().any(|key| key.is(named)));
+        reload.reports.extend(reports);
         if keys.0.len() == secrets.len() && keys.0.iter().zip(&secrets).all(|(key, secret)| key.is(secret)) {
             return;
         }

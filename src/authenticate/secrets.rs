@@ -82,6 +82,14 @@ impl fmt::Display for ReloadReport {
 
 /// What an account's places hold now, sorted by label, the environment's last; and what of it cannot be used, or is hardly a secret.
 pub fn load(account: &config::Account) -> (Vec<NamedSecret>, Vec<ReloadReport>) {
+    reload(account, |_| false)
+}
+
+/// The same, beside secrets that are in force.
+pub fn reload(
+    account: &config::Account,
+    is_in_force: impl Fn(&NamedSecret) -> bool,
+) -> (Vec<NamedSecret>, Vec<ReloadReport>) {
     let mut found = Found { account, secrets: Vec::new(), reports: Vec::new() };
     if let Some(path) = &account.secrets {
         found.place(path);
@@ -97,11 +105,12 @@ pub fn load(account: &config::Account) -> (Vec<NamedSecret>, Vec<ReloadReport>) 
             }
         }
     }
-    // A short one is rather another value that came along, a user name for instance, unless there is nothing else.
+    // A short one is rather another value that came along, a user name for instance, unless there is nothing else, or it was so: then SIPSIM may
+    // sign with it until the new one is chosen there.
     let skips_short = found.secrets.iter().any(|(named, _)| !named.secret.is_short());
     let mut taken = Vec::new();
     for (named, place) in std::mem::take(&mut found.secrets) {
-        if skips_short && named.secret.is_short() {
+        if skips_short && named.secret.is_short() && !is_in_force(&named) {
             found.report(place, Unusable::Short(named.secret.expose().len()));
             continue;
         }

@@ -98,7 +98,9 @@ impl Refusal {
                 "correctly signed, but its timestamp is outside accounts.NAME.tolerance; compare the clocks"
             }
             Self::TooLarge => "its body is over ingress.body_max",
-            Self::TooSlow => "its body was not there by ingress.deadline",
+            Self::TooSlow => {
+                "its body was not there by ingress.deadline, or came slower than 32 KiB a second while memory for bodies was short"
+            }
             Self::Unavailable(Unavailable::JournalFull) => {
                 "pending and parked events fill journal.size_max; mend the output that they wait for, or make it larger"
             }

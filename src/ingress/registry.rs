@@ -421,6 +421,10 @@ impl Open {
         let proved_too_many = proved.saturating_sub(connections_max - newcomers_share(connections_max));
         if proved_too_many > 0 && strangers < dispensable.len() {
             dispensable.drain(..strangers);
+            // One that sends a body only if there is no other.
+            if dispensable[0].rank < PROVED_BODY {
+                dispensable.retain(|one| one.rank < PROVED_BODY);
+            }
             dispensable.truncate(proved_too_many.min(CHOSEN_MAX));
         } else {
             // A proved connection goes only if at that moment there is no stranger to go, and not while it sends a body.

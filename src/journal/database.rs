@@ -198,7 +198,6 @@ impl Database {
             }
         }
         let ordered = order.is_some();
-        let mut forgotten = false;
         if let Some(order) = order {
             let step = orders::carry_out(&self.db, order, &mut self.outputs, now)?;
             for (output, given_up) in &step.given_up {
@@ -207,8 +206,7 @@ impl Database {
                     self.undelivered.delivered(&self.db, &self.outputs, *output, *given_up, size)?;
                 }
             }
-            forgotten = step.forgotten.is_some();
-            if forgotten {
+            if step.forgotten.is_some() {
                 // Its cursor may have been all that remembered how far the numbers went.
                 self.floor = self.last;
                 file::save_floor(&self.db, self.floor)?;
@@ -221,15 +219,10 @@ impl Database {
                 progress::save(&self.db, row)?;
             }
         }
-        if !forgotten {
-            self.undelivered.save(&self.db, &self.outputs)?;
-        }
+        self.undelivered.save(&self.db, &self.outputs)?;
         self.clean(group, options, started, now)?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
         self.seen.saved();
-        if forgotten {
-            self.undelivered.count(&self.db, &self.outputs, self.last)?;
-        }
         if written.accepted > 0 {
             self.kept.note(self.last, clock::now());
         }

@@ -438,9 +438,9 @@ impl Work<'_> {
     /// Into ledger and trail, and never to be sent again.
     fn give_up(&mut self, sequence: u64, head: Option<&Head>, lane: &str) -> rusqlite::Result<()> {
         self.row.counts.discarded += 1;
+        self.given_up.push((self.row.number, sequence));
         // A removed output sends nothing, and has no row to tell it by soon.
         if self.command != Command::Forget {
-            self.given_up.push((self.row.number, sequence));
             let mut insert =
                 self.db.prepare_cached("INSERT OR IGNORE INTO given_up (sequence, output) VALUES (?, ?)")?;
             insert.execute(params![sequence as i64, self.row.number])?;

@@ -95,15 +95,21 @@ impl Undelivered {
                 }
             }
         }
-        let mut select = db.prepare("SELECT DISTINCT sequence FROM apart WHERE state <> 'replay'")?;
-        let apart =
-            select.query_map([], |row| Ok(row.get::<_, i64>(0)? as u64))?.collect::<rusqlite::Result<Vec<_>>>()?;
+        let mut select = db.prepare(
+            "SELECT DISTINCT sequence FROM apart INDEXED BY apart_by_sequence WHERE sequence > ? AND state <> 'replay' ORDER BY sequence LIMIT ?",
+        )?;
         let is_counted = |sequence| waiting.iter().any(|span| span.has(sequence));
-        let apart = apart.into_iter().filter(|sequence| !is_counted(*sequence));
-        for (_, event) in SIZES.of(db, apart, usize::MAX)? {
-            self.add(event);
+        let mut position = 0_i64;
+        loop {
+            let apart = select.query_map(params![position, COUNTED_AT_ONCE], |row| row.get::<_, i64>(0))?;
+            let apart: Vec<i64> = apart.collect::<rusqlite::Result<_>>()?;
+            let Some(last) = apart.last() else { return Ok(()) };
+            position = *last;
+            let apart = apart.into_iter().map(|sequence| sequence as u64).filter(|sequence| !is_counted(*sequence));
+            for (_, event) in SIZES.of(db, apart, usize::MAX)? {
+                self.add(event);
+            }
         }
-        Ok(())
     }
 
     fn add(&mut self, event: Option<Size>) {
