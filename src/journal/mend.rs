@@ -53,15 +53,12 @@ pub(super) fn mend(db: &Connection, last: Option<u64>, now: Timestamp) -> rusqli
     give_up_free_pages(db)?; // First, before anything takes one.
     for (index, create) in INDEXES {
         if is_damaged(db, &format!("SELECT count(sequence) FROM apart INDEXED BY {index} WHERE state = 'parked'"))? {
-            // To drop it would read its pages. As a whole or not at all: without the index nobody finds anything.
-            let made_anew = db.execute_batch(&format!(
+            // To drop it would read its pages. As a whole or not at all, since without the index nobody finds anything: after an error the connection is
+            // closed, which undoes it.
+            db.execute_batch(&format!(
                 "BEGIN IMMEDIATE; PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = '{index}'; PRAGMA writable_schema = RESET; \
                  {create}; COMMIT"
-            ));
-            if made_anew.is_err() {
-                db.execute_batch("ROLLBACK; PRAGMA writable_schema = RESET")?;
-            }
-            made_anew?;
+            ))?;
             error!("a page of the journal's index {index} cannot be read: the index is made anew");
         }
     }

@@ -152,12 +152,12 @@ impl Writer {
             }
             self.reopen_if_due();
             let mut group = self.gather();
-            // What is gone from its path can neither be opened anew nor be set aside.
             // Readers say late what they met before the file was mended, and try again.
             let is_late = self.mended_at.is_some_and(|at| at.elapsed() < HEARD_LATE);
             if let Some(why) = self.found_corrupt.take()
                 && !is_late
                 && !self.is_gone_now()
+            // Then it can neither be opened anew nor be set aside.
             {
                 match self.mended_at.is_some_and(|at| at.elapsed() < MENDED_FOR) {
                     true => self.close_corrupt(&mut group, why),
