@@ -129,6 +129,8 @@ impl Client {
             body
         } else if answer.header("transfer-encoding") == Some("chunked") {
             self.chunks()?
+        } else if status == 204 {
+            Vec::new() // It has no body, and needs no Content-Length to say so (RFC 9112, 6.3).
         } else {
             let mut body = Vec::new();
             self.stream.read_to_end(&mut body)?;
