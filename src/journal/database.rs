@@ -229,6 +229,11 @@ impl Database {
         Ok(written)
     }
 
+    /// Whether this very request was answered 200 before.
+    pub fn is_duplicate(&mut self, event: &Event) -> rusqlite::Result<bool> {
+        self.seen.has(&self.db, event.signed_at, event.id)
+    }
+
     /// An order to carry out a step of, if it is time to look.
     fn next_order(&mut self) -> rusqlite::Result<Option<orders::Waiting>> {
         if !self.order_open && self.orders_at.elapsed() < ORDERS_EVERY {

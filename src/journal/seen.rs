@@ -52,6 +52,23 @@ impl Seen {
     /// Notes a request, and says whether it is new. The note counts only once [`Seen::save`] and the commit behind it succeeded; if
     /// they do not, this whole value is not to be used any more.
     pub fn note(&mut self, db: &Connection, signed_at: i64, id: EventId) -> rusqlite::Result<bool> {
+        let new = self.second(db, signed_at)?.ids.insert(id);
+        if new {
+            self.ids += 1;
+            match self.fresh.iter_mut().find(|(at, _)| *at == signed_at) {
+                Some((_, ids)) => ids.extend_from_slice(&id.0),
+                None => self.fresh.push((signed_at, id.0.to_vec())),
+            }
+        }
+        Ok(new)
+    }
+
+    /// Whether a request was noted before.
+    pub fn has(&mut self, db: &Connection, signed_at: i64, id: EventId) -> rusqlite::Result<bool> {
+        Ok(self.second(db, signed_at)?.ids.contains(&id))
+    }
+
+    fn second(&mut self, db: &Connection, signed_at: i64) -> rusqlite::Result<&mut Second> {
         self.uses += 1;
         let second = match self.seconds.entry(signed_at) {
             Entry::Occupied(second) => second.into_mut(),
@@ -62,15 +79,7 @@ impl Seen {
             }
         };
         second.last_use = self.uses;
-        let new = second.ids.insert(id);
-        if new {
-            self.ids += 1;
-            match self.fresh.iter_mut().find(|(at, _)| *at == signed_at) {
-                Some((_, ids)) => ids.extend_from_slice(&id.0),
-                None => self.fresh.push((signed_at, id.0.to_vec())),
-            }
-        }
-        Ok(new)
+        Ok(second)
     }
 
     /// Writes what was noted since the last save; `sequence` makes the rows' keys unique.

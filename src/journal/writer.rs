@@ -4,6 +4,7 @@
 //! the file was opened anew by all of this process, a probe was committed and the whole log checkpointed from its beginning.
 //! While the open file is no longer the one at its path ([`gone`]), outputs go on and nothing is taken.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
@@ -623,20 +624,27 @@ fn count(metrics: &Metrics, appends: &[Append], receipts: &[Receipt], discarded:
     }
 }
 
-/// Refuses what would take its account past its bound; the others' events go on. An account that has nothing undelivered may keep an event of any size.
-fn refuse_full_accounts(group: &mut Group, db: &Database, options: &Options) {
+/// Refuses what would take its account past its bound; the others' events go on. An account that has nothing undelivered may keep an event of any size,
+/// and a duplicate takes no room.
+fn refuse_full_accounts(group: &mut Group, db: &mut Database, options: &Options) {
     for (account, bytes_max) in &options.accounts {
         let Some(bytes_max) = bytes_max else { continue };
         let mut bytes = db.undelivered.of(account);
+        let mut requests = HashSet::new();
         let is_too_much = |append: &mut Append| {
             let event = &append.event;
             if event.account != *account || options.discard.iter().any(|name| name == event.name.as_str()) {
+                return false;
+            }
+            // A fault of the disk comes up again where the group is written.
+            if requests.contains(&(event.signed_at, event.id)) || db.is_duplicate(event).unwrap_or(false) {
                 return false;
             }
             let more = bytes + undelivered::cost(event.body.len());
             let is_too_much = bytes > 0 && more > *bytes_max;
             if !is_too_much {
                 bytes = more;
+                requests.insert((event.signed_at, event.id));
             }
             is_too_much
         };

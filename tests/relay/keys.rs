@@ -388,7 +388,15 @@ fn a_full_account_is_refused_alone() {
         client.request("POST", path, &headers, body.as_bytes()).expect("an answer")
     };
     let large = |number: u32| format!("\"{number}{}\"", "x".repeat(200 << 10));
-    for number in 1..=5 {
+    let timestamp = now().to_string();
+    let signature = sign(SECRET, &timestamp, large(1).as_bytes());
+    let first = [("X-Webhook-Timestamp", &*timestamp), ("X-Webhook-Signature", &*signature)];
+    let deliver_first = |relay: &Relay| {
+        let mut client = Client::connect(relay.ingress).expect("a connection");
+        client.request("POST", "/a", &first, large(1).as_bytes()).expect("an answer").status
+    };
+    assert_eq!(deliver_first(&relay), 200);
+    for number in 2..=5 {
         assert_eq!(post(&relay, "/a", SECRET, &large(number)).status, 200, "{number}");
     }
     let bytes =
@@ -399,6 +407,7 @@ fn a_full_account_is_refused_alone() {
         let refused = post(relay, "/a", SECRET, &large(6));
         assert_eq!((refused.status, refused.header("retry-after")), (503, Some("10")), "{when}");
         assert_eq!(relay.metrics().get("sipsim_relay_unavailable_total", &[("reason", "account_full")]), 1.0, "{when}");
+        assert_eq!(deliver_first(relay), 200, "a duplicate takes no room, {when}");
         assert_eq!(post(relay, "/b", SECRET, &large(7)).status, 200, "{when}");
         assert_eq!(relay.get("/readyz").expect("an answer").status, 200, "{when}");
         assert_eq!(bytes(relay, "a"), five, "{when}");
