@@ -38,6 +38,14 @@ pub(super) fn of_values(config: &Config) -> Vec<Warning> {
     if journal.free_min < MIB {
         found.add("journal.free_min", "on a disk this full there may be no room to note what was published");
     }
+    for account in &config.accounts {
+        if account.journal_max.is_some_and(|most| most <= ingress.body_max as u64) {
+            found.add(
+                format!("accounts.{}.journal_max", account.name),
+                "one body of ingress.body_max takes more: it is kept only while nothing else of this account is undelivered, else answered 503",
+            );
+        }
+    }
     for output in &config.outputs {
         let key = format!("outputs.{}", output.name);
         match &output.kind {

@@ -244,6 +244,7 @@ fn values_that_work_but_hardly_as_wanted_are_worth_a_warning() {
         ("ingress.deadline = \"2s\"", "ingress.deadline"),
         ("journal.size_max = \"15 MiB\"", "ingress.body_max"),
         ("journal.free_min = 0", "journal.free_min"),
+        ("accounts.default.journal_max = \"8 MiB\"", "accounts.default.journal_max"),
         ("outputs.rabbitmq = { urls = [\"amqp://a@b\"], password_file = \"c\" }", "outputs.rabbitmq.urls"),
         (
             &format!("{sasl} = \"PLAIN\", username = \"a\", password_file = \"b\" }}\noutputs.kafka.brokers = \"c:1\""),
@@ -261,6 +262,7 @@ fn values_that_work_but_hardly_as_wanted_are_worth_a_warning() {
     }
     for text in [
         "ingress.deadline = \"1.9s\"",
+        "accounts.default.journal_max = \"9 MiB\"",
         "outputs.rabbitmq = { urls = [\"amqp://a@127.0.0.1:5672\", \"amqps://b\"], password_file = \"c\" }",
         &format!(
             "{sasl} = \"SCRAM-SHA-256\", username = \"a\", password_file = \"b\" }}\noutputs.kafka.brokers = \"c:1\""
