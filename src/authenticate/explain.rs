@@ -71,7 +71,8 @@ impl Accounts {
         reason: Refused,
         now: Timestamp,
     ) {
-        let body = body.filter(|body| body.len() <= BODY_MAX);
+        // A copy: the body itself counts in `ingress.buffered_max` until it is gone, and what waits here must not take that from genuine events.
+        let body = body.filter(|body| body.len() <= BODY_MAX).map(|body| Bytes::copy_from_slice(&body));
         let (account, headers) = (Arc::clone(account), headers.clone());
         let request = Request { account, headers, body, reason, at: now };
         let mut waiting = lock(&self.explainer.waiting);

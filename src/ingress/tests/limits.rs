@@ -252,6 +252,19 @@ async fn memory_counts_as_long_as_the_journal_holds_the_body_even_after_the_answ
 }
 
 #[tokio::test]
+async fn a_refused_request_that_waits_to_be_explained_takes_no_memory_from_bodies() {
+    let relay = start(|_| {}).await;
+    let mut peer = relay.connect().await;
+    let mut forged = post(vec![b'x'; 15_000]);
+    *forged.last_mut().expect("a body") = b'y';
+    peer.send(forged).await;
+    assert_eq!(peer.answer().await.status, 401);
+    // Nobody looks into it here, so that it waits still.
+    let door = Arc::clone(&relay.serving.door);
+    wait_for("the memory to be given back", || door.budget.taken() == 0).await;
+}
+
+#[tokio::test]
 async fn past_the_most_connections_the_longest_idle_one_goes() {
     let relay = start(|limits| limits.connections_max = 2).await;
     relay.journal.will(Script::Wait);
