@@ -121,11 +121,13 @@ fn dispensability(phase: Phase, age: Duration, is_proved: bool) -> Option<u8> {
     Some(match is_proved {
         true => PROVED + rank,
         // One that only waits for its peer to close was answered: its sender is not about to ask.
-        false if age < YOUNG && phase != Phase::Linger => 3,
+        false if age < YOUNG && phase != Phase::Linger => JUST_COME,
         false => rank,
     })
 }
 
+/// The last rank of strangers.
+const JUST_COME: u8 = 3;
 /// The first rank of connections that carried a genuine request.
 const PROVED: u8 = 4;
 /// Of them, the rank of those that send a body now. They are closed only where proved connections take places that belong to newcomers.
@@ -427,8 +429,17 @@ impl Open {
             }
             dispensable.truncate(proved_too_many.min(CHOSEN_MAX));
         } else {
+            // Those that have just come are chosen only where there is nobody else, and then the oldest quarter: others may be spared by the time
+            // that the youngest would go.
+            let longer_here = dispensable.iter().take_while(|one| one.rank < JUST_COME).count();
+            let asking =
+                self.staying.values().filter(|one| one.phase() == Phase::Request && !one.is_proved_at(now)).count();
+            if longer_here == 0 && asking > strangers {
+                return; // Their requests end soon; a newcomer waits for that.
+            }
+            let count = if longer_here > 0 { longer_here } else { strangers.div_ceil(4) };
             // A proved connection goes only if at that moment there is no stranger to go, and not while it sends a body.
-            dispensable.truncate(strangers.clamp(1, CHOSEN_MAX));
+            dispensable.truncate(count.clamp(1, CHOSEN_MAX));
             dispensable.retain(|one| one.rank < PROVED_BODY);
         }
         self.chosen.extend(dispensable.iter().rev().map(|one| (one.id, one.state)));
@@ -470,7 +481,7 @@ impl Registry {
         self.evicted.each_ref().map(IntCounter::get)
     }
 
-    /// Lets a connection in, making room for it if it must. `None`: every place is taken by a request under way, or by those that are to go.
+    /// Lets a connection in, making room for it if it must. `None`: requests under way take the places, or those that are to go.
     pub fn admit(self: &Arc<Self>, phase: Phase) -> Option<Admitted> {
         let mut open = lock(&self.open);
         if open.staying.len() >= self.connections_max {

@@ -79,13 +79,27 @@ fn room_is_made_by_the_silent_then_the_slow_then_the_young_never_by_a_whole_requ
     newcomer("the one that reads its body goes");
     assert_eq!(order_of(&body.watched), Some(Order::Cut));
     assert_eq!(order_of(&young.watched), None);
-    newcomer("the young one goes");
+    assert!(registry.admit(Phase::Request).is_none(), "four requests are under way, and one of them ends soon");
+    assert_eq!(order_of(&young.watched), None);
+    newcomers.clear();
+    let _three = [1, 2, 3].map(|_| registry.admit(Phase::Silent).expect("there is room for five"));
+    let _last = registry.admit(Phase::Request).expect("the longest here of the young goes");
     assert_eq!(order_of(&young.watched), Some(Order::Finish));
-    assert!(registry.admit(Phase::Request).is_none(), "five requests are under way");
     assert_eq!(order_of(&serving.watched), None);
     assert_eq!(registry.evicted(), [1, 1, 1, 1, 0], "each is counted as what it was doing");
-    newcomers.clear();
-    assert!(registry.admit(Phase::Request).is_some());
+}
+
+#[test]
+fn one_that_has_just_come_was_not_chosen_before_what_can_be_spared_by_the_time_it_would_go() {
+    let registry = registry(4);
+    let _idle = grown_up(&registry, Phase::Idle);
+    let answered = registry.admit(Phase::Request).expect("there is room for four");
+    let young = [1, 2].map(|_| registry.admit(Phase::Silent).expect("there is room for four"));
+    let _first = registry.admit(Phase::Request).expect("the idle one goes");
+    answered.watched.enter(Phase::Linger);
+    let _second = registry.admit(Phase::Request).expect("the one that lingers goes");
+    assert!(young.iter().all(|one| order_of(&one.watched).is_none()));
+    assert!(order_of(&answered.watched).is_some());
 }
 
 #[test]
@@ -149,10 +163,11 @@ fn a_stranger_goes_before_a_connection_that_carried_a_genuine_request() {
     let newcomer = registry.admit(Phase::Request).expect("the stranger goes");
     let orders = |all: &[&Admitted]| all.iter().map(|one| order_of(&one.watched)).collect::<Vec<_>>();
     assert_eq!(orders(&[&known, &too, &stranger]), [None, None, Some(Order::Cut)]);
-    let another = registry.admit(Phase::Silent).expect("there is no stranger, so one of them goes");
-    assert_eq!(orders(&[&known, &too]), [Some(Order::Finish), None]);
-    let _one_more = registry.admit(Phase::Silent).expect("now there is one");
-    assert_eq!(orders(&[&too, &newcomer, &another]), [None, None, Some(Order::Finish)]);
+    assert!(registry.admit(Phase::Silent).is_none(), "the stranger's request ends soon");
+    assert_eq!(orders(&[&known, &too, &newcomer]), [None; 3]);
+    newcomer.watched.enter(Phase::Linger);
+    let _another = registry.admit(Phase::Silent).expect("the stranger goes");
+    assert_eq!(orders(&[&known, &too, &newcomer]), [None, None, Some(Order::Cut)]);
 }
 
 #[test]
