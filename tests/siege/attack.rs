@@ -24,7 +24,7 @@ pub struct Attack {
     pub connections: usize,
     /// From how many addresses they come.
     addresses: usize,
-    /// At most, between the end of one connection and the next in its place.
+    /// At most, before each connection: the first, and the next in the place of one that ended.
     pause: Duration,
     life: fn(TcpStream, usize) -> Life,
 }
@@ -106,10 +106,10 @@ fn besiege(attack: Attack, target: SocketAddr, stopped: oneshot::Receiver<()>) {
         for number in 0..attack.connections {
             all.spawn_local(async move {
                 for life in 0.. {
+                    tokio::time::sleep(attack.pause.mul_f64(fastrand::f64())).await;
                     let lived =
                         async { (attack.life)(connect(target, number % attack.addresses).await?, number + life).await };
                     let _ = lived.await; // Cut off or not, the next one comes.
-                    tokio::time::sleep(attack.pause.mul_f64(fastrand::f64())).await;
                     tokio::task::yield_now().await;
                 }
             });
@@ -163,6 +163,21 @@ async fn pour(mut stream: TcpStream, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Sends forged requests with these bodies in turn, each after the answer to the one before it.
+async fn forge(mut stream: TcpStream, bodies: &[&str]) -> io::Result<()> {
+    let mut answer = [0; 1024];
+    for body in bodies.iter().cycle() {
+        let request = format!("{}{body}", head(&format!("Content-Length: {}\r\n", body.len())));
+        stream.write_all(request.as_bytes()).await?;
+        let read = stream.read(&mut answer).await?;
+        assert!(read == 0 || !answer.starts_with(b"HTTP/1.1 2"), "a forged request was accepted");
+        if read == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// By how much attackers stand behind SIPSIM and the relay.
 const NICE: i32 = 10;
 /// As the ports of one would run short.
@@ -181,6 +196,9 @@ pub const SILENT: Attack =
         pause: Duration::from_secs(2),
         life: |stream, _| Box::pin(until_closed(stream)),
     };
+
+/// For a relay with places for 512. With 10,000 there, each would find its place taken and come back, which is a flood of connecting.
+pub const SILENT_FEWER: Attack = Attack { name: "2,000 silent connections", connections: 2_000, ..SILENT };
 
 pub const COMING_AND_GOING: Attack = Attack {
     name: "connections that come and go",
@@ -212,21 +230,37 @@ pub const FORGED: Attack = Attack {
     connections: 64,
     addresses: ADDRESSES,
     pause: SHORT,
-    life: |mut stream, _| {
+    life: |stream, _| {
         Box::pin(async move {
-            let mut answer = [0; 1024];
-            loop {
-                let body = format!(r#"{{"event":"sms","forged":{}}}"#, fastrand::u64(..));
-                let request = format!("{}{body}", head(&format!("Content-Length: {}\r\n", body.len())));
-                stream.write_all(request.as_bytes()).await?;
-                let read = stream.read(&mut answer).await?;
-                assert!(read == 0 || !answer.starts_with(b"HTTP/1.1 2"), "a forged request was accepted");
-                if read == 0 {
-                    return Ok(());
-                }
-            }
+            let bodies: Vec<_> =
+                (0..64).map(|_| format!(r#"{{"event":"sms","forged":{}}}"#, fastrand::u64(..))).collect();
+            forge(stream, &bodies.iter().map(String::as_str).collect::<Vec<_>>()).await
         })
     },
+};
+
+/// Forged requests of which the search for the likely cause takes longest: 64 KiB of empty lists, 127 lists deep.
+pub const NESTED: Attack = Attack {
+    name: "forged bodies of nested JSON",
+    connections: 16,
+    addresses: ADDRESSES,
+    pause: SHORT,
+    life: |stream, _| {
+        Box::pin(async move {
+            let (open, close) = ("[".repeat(127), "]".repeat(127));
+            let body = format!("{open}{}[]{close}", "[],".repeat(((64 << 10) - 256) / 3));
+            forge(stream, &[&body]).await
+        })
+    },
+};
+
+/// Forged requests of which each has another likely cause than the one before it.
+pub const ALTERNATING: Attack = Attack {
+    name: "alternating forged bodies",
+    connections: 16,
+    addresses: ADDRESSES,
+    pause: SHORT,
+    life: |stream, _| Box::pin(async move { forge(stream, &["{}", ""]).await }),
 };
 
 pub const ODD_BODIES: Attack = Attack {
@@ -272,6 +306,23 @@ pub const LARGE_BODIES: Attack = Attack {
             for _ in 0..512 {
                 stream.write_all(&piece).await?;
             }
+            until_closed(stream).await
+        })
+    },
+};
+
+/// Bodies of which the last piece never comes: what comes of them counts as ordinary, or as large. To a relay with 4 MiB for bodies these are what 3,200
+/// connections are to the default of 64 MiB. They begin within a second and not at once: a burst of 5 MB pushes out a
+/// genuine body if other programs keep the relay from the processor in the middle of that body, and would so measure the machine.
+pub const HALF_BODIES: Attack = Attack {
+    name: "half-sent bodies",
+    connections: 200,
+    addresses: ADDRESSES,
+    pause: Duration::from_secs(1),
+    life: |mut stream, number| {
+        Box::pin(async move {
+            stream.write_all(head("Content-Length: 40000\r\n").as_bytes()).await?;
+            stream.write_all(&vec![b'x'; if number.is_multiple_of(2) { 16 << 10 } else { 36_000 }]).await?;
             until_closed(stream).await
         })
     },

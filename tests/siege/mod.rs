@@ -40,11 +40,14 @@ const PUBLIC: [Besieger; 12] = [
 ];
 const TLS: [Attack; 4] = [attack::TLS_GARBAGE, attack::HANDSHAKES, attack::REPLAYED_HELLO, attack::SILENT];
 /// At once: those that hold connections, and floods beside them.
-const TOGETHER: [Besieger; 6] = [
+const TOGETHER: [Besieger; 9] = [
     attack::SLOW_HEADS,
     attack::SLOW_BODIES,
     Besieger::Own(attack::SILENT),
+    Besieger::Own(attack::HALF_BODIES),
     Besieger::Own(attack::FORGED),
+    Besieger::Own(attack::NESTED),
+    Besieger::Own(attack::ALTERNATING),
     Besieger::Own(attack::SMUGGLING),
     Besieger::Own(attack::OTHER_PROTOCOLS),
 ];
@@ -81,12 +84,14 @@ struct Scene {
     connect: Connect,
     sent: Vec<support::Sent>,
     rounds: usize,
+    /// How much larger than the oracle's own SIPSIM's bodies are.
+    padding: usize,
 }
 
 impl Scene {
     fn new(relay: Relay, connect: Connect) -> Self {
         watch::raise_descriptors();
-        Self { relay, connect, sent: Vec::new(), rounds: 0 }
+        Self { relay, connect, sent: Vec::new(), rounds: 0, padding: 0 }
     }
 
     /// A relay that speaks TLS.
@@ -125,7 +130,7 @@ impl Scene {
     fn besiege(&mut self, name: &str, attacks: &[(Besieger, SocketAddr)]) {
         let seconds = from_environment("SIEGE_SECONDS", 2);
         self.rounds += 1;
-        let sipsim = Sipsim::start(&self.connect, self.rounds);
+        let sipsim = Sipsim::start(&self.connect, self.rounds, self.padding);
         thread::sleep(Duration::from_millis(300)); // Its connections stand when the attack begins, as a pool's would.
         let watch = Watch::begin(&self.relay);
         let probes = watch::Probes::start(self.relay.admin);
@@ -189,11 +194,51 @@ fn sipsim_does_not_notice_a_replayed_request() {
     let mut scene = Scene::new(relay, Arc::new(connect));
     scene.capture();
     scene.besiege(attack::REPLAY.name, &[(Besieger::Own(attack::REPLAY), address)]);
-    let both = [attack::REPLAY, attack::SILENT].map(|attack| (Besieger::Own(attack), address));
-    scene.besiege("a replayed genuine request, and 10,000 silent connections", &both);
+    let both = [attack::REPLAY, attack::SILENT_FEWER].map(|attack| (Besieger::Own(attack), address));
+    scene.besiege("a replayed genuine request, and 2,000 silent connections", &both);
     let metrics = scene.relay.metrics();
     assert!(metrics.sum("sipsim_relay_connections_evicted_total", &[("kind", "silent")]) > 0.0);
     assert_eq!(metrics.sum("sipsim_relay_webhooks_total", &[("outcome", "accepted")]), scene.sent.len() as f64);
+    scene.end();
+}
+
+/// Memory for fewer bodies than the attackers send. SIPSIM's are of 40 KB, so that they need what is for large ones too.
+#[test]
+fn sipsim_does_not_notice_half_sent_bodies() {
+    let relay = Relay::start("[ingress]\nbody_max = \"1 MiB\"\nbuffered_max = \"4 MiB\"\n");
+    let address = relay.ingress;
+    let mut scene = Scene::new(relay, Arc::new(move || Client::connect_with(address, TIMEOUT)));
+    scene.padding = 40_000;
+    scene.besiege(attack::HALF_BODIES.name, &[(Besieger::Own(attack::HALF_BODIES), address)]);
+    scene.end();
+}
+
+/// And an operator still reads why a request was refused that a secret signed, which forged ones must not displace.
+#[test]
+fn sipsim_does_not_notice_attacks_on_the_diagnosis_of_refused_requests() {
+    let mut relay = Relay::prepare("");
+    for number in 0..9 {
+        relay.write_secret(&format!("other-{number}"), &format!("another secret of some length, {number}"));
+    }
+    relay.run();
+    let timestamp = support::now().to_string();
+    let signature = support::sign(support::SECRET, &timestamp, br#"{"event":"sms"}"#);
+    let headers = [("X-Webhook-Timestamp", &*timestamp), ("X-Webhook-Signature", &*signature)];
+    assert_eq!(relay.post_with(&headers, br#"{"event": "sms"}"#).status, 401);
+    let is_shown =
+        |relay: &Relay| relay.get("/api/v1/status").is_some_and(|status| status.text().contains("body_rewritten"));
+    support::wait_until("the diagnosis", Duration::from_secs(20), || is_shown(&relay));
+    let address = relay.ingress;
+    let mut scene = Scene::new(relay, Arc::new(move || Client::connect_with(address, TIMEOUT)));
+    for attack in [attack::NESTED, attack::ALTERNATING] {
+        scene.besiege(attack.name, &[(Besieger::Own(attack), address)]);
+    }
+    assert!(is_shown(&scene.relay));
+    let causes = scene.relay.stderr().matches("the likely cause").count();
+    assert!(
+        causes <= 5,
+        "{causes} lines: one for the rewritten body, and one a minute for each of two kinds of forged ones"
+    );
     scene.end();
 }
 

@@ -31,8 +31,8 @@ pub struct Result {
 }
 
 impl Sipsim {
-    /// Bodies are told apart from those of other rounds by their clients' numbers.
-    pub fn start(connect: &Connect, round: usize) -> Self {
+    /// Bodies are told apart from those of other rounds by their clients' numbers, and have `padding` bytes more than the oracle's own.
+    pub fn start(connect: &Connect, round: usize, padding: usize) -> Self {
         stall::watch();
         let stop = Arc::new(AtomicBool::new(false));
         let begin = Instant::now();
@@ -49,7 +49,11 @@ impl Sipsim {
                         if stop.load(Ordering::Relaxed) {
                             break;
                         }
-                        all.push(post(&mut connection, &connect, oracle::body(100 * round + client, number)));
+                        let mut body = oracle::body(100 * round + client, number);
+                        if padding > 0 {
+                            body.insert_str(1, &format!(r#""padding":"{}","#, "x".repeat(padding)));
+                        }
+                        all.push(post(&mut connection, &connect, body));
                         if client >= KEPT {
                             connection = None;
                         }
