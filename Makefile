@@ -45,8 +45,8 @@ examples: build-needs ## runs the consumers of examples/ in Python, Node.js and 
 
 .PHONY: siege
 # SIEGE_SECONDS is how long each attack lasts, SIEGE_FORGED how many forged requests must all be refused.
-siege: build-needs ## attacks from thousands of connections, beside a SIPSIM that must not notice, and a million forged requests: ten minutes
-	scripts/need slowhttptest:slowhttptest openssl:openssl
+siege: build-needs ## attacks from thousands of connections, beside a SIPSIM that must not notice, odd requests through proxies, and a million forged ones: a quarter of an hour
+	scripts/need slowhttptest:slowhttptest openssl:openssl haproxy:haproxy nginx:nginx apache2:apache2-bin
 	SIEGE_SECONDS=$${SIEGE_SECONDS:-20} SIEGE_FORGED=$${SIEGE_FORGED:-1000000} scripts/nextest run --profile long -E 'test(/^siege::/)'
 
 fuzz: build-needs ## a hundred million inputs for what reads bytes that anybody may write; FUZZ_INPUTS for more or fewer

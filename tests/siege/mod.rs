@@ -6,6 +6,7 @@
 
 mod attack;
 mod forge;
+mod proxies;
 mod sipsim;
 mod watch;
 
