@@ -121,7 +121,8 @@ pub fn parked_events_do_not_storm(name: &str, events: u64, time: Duration) {
     assert_eq!(parked(), large, "still parked");
 
     scene.brokers.set_topic(&scene.of("tags"), ("max.message.bytes", "1000000"));
-    assert!(scene.relay.finish(&["journal", "requeue", "--yes"]).status.success());
+    let requeued = scene.relay.finish(&["journal", "requeue", "--yes"]);
+    assert!(requeued.status.success(), "{requeued:?}");
     wait_until("the parked ones to be out", Duration::from_secs(600), || parked() == 0.0);
     sent.extend(small);
     assert_all_accepted_in_time(&sent);
