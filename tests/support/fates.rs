@@ -121,7 +121,7 @@ pub fn parked_events_do_not_storm(name: &str, events: u64, time: Duration) {
     assert_eq!(parked(), large, "still parked");
 
     scene.brokers.set_topic(&scene.of("tags"), ("max.message.bytes", "1000000"));
-    let requeued = scene.relay.finish(&["journal", "requeue", "--yes"]);
+    let requeued = scene.relay.finish(&["journal", "requeue", "--output", "kafka", "--yes"]);
     assert!(requeued.status.success(), "{requeued:?}");
     wait_until("the parked ones to be out", Duration::from_secs(600), || parked() == 0.0);
     sent.extend(small);

@@ -161,8 +161,9 @@ impl View<'_> {
             State::Discarded if way.last(&at.output).is_none() => Some("given up; when is known no more".to_owned()),
             State::Published | State::Discarded => None,
             State::Parked => Some(format!(
-                "parked for {topic} ({}); it is tried again now and then, or now with `journal requeue`{because}",
-                at.reason.as_deref().unwrap_or("other")
+                "parked for {topic} ({}); it is tried again now and then, or now with `journal requeue --output {}`{because}",
+                at.reason.as_deref().unwrap_or("other"),
+                at.output
             )),
             State::Held => Some(match &at.reason {
                 Some(reason) => format!("held for {topic}, {reason}: {}{because}", mend(reason)),

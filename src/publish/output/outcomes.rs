@@ -70,25 +70,25 @@ impl Output {
 
     fn park(&mut self, lane: usize, item: Item, error: &PublishError) {
         let reason = error.reason();
+        let requeue = format!("`sipsim-relay journal requeue --output {}`", self.name);
         let (why, detail) = match error {
-            PublishError::Rejected(text) => ("the broker does not take it: ", text.clone()),
-            PublishError::NoEnvelope => {
-                ("its envelope cannot be made: ", "a fault in the relay itself; please report it".to_owned())
-            }
+            PublishError::Rejected(text) => ("the broker does not take it: ".to_owned(), text.clone()),
+            PublishError::NoEnvelope => (
+                "its envelope cannot be made: ".to_owned(),
+                "a fault in the relay itself; please report it".to_owned(),
+            ),
             PublishError::HungUp => (
-                "the broker closes the connection at it, without a reason, as it does past its `socket.request.max.bytes` (Azure Event Hubs: 1 MB): ",
+                "the broker closes the connection at it, without a reason, as it does past its `socket.request.max.bytes` (Azure Event Hubs: 1 MB): ".to_owned(),
                 format!(
-                    "a record of {} bytes; raise that limit, then `sipsim-relay journal requeue`, or set `outputs.{}.record_max` below it, so that such events cost nothing else",
+                    "a record of {} bytes; raise that limit, then {requeue}, or set `outputs.{}.record_max` below it, so that such events cost nothing else",
                     item.record_bytes, self.name
                 ),
             ),
             PublishError::OverMax => (
-                "its record is larger than `record_max` of this output; raise it, then `sipsim-relay journal requeue`",
+                format!("its record is larger than `record_max` of this output; raise it, then {requeue}"),
                 String::new(),
             ),
-            _ => {
-                ("the broker takes none so large; raise its limit, then `sipsim-relay journal requeue`", String::new())
-            }
+            _ => (format!("the broker takes none so large; raise its limit, then {requeue}"), String::new()),
         };
         let lane = &self.lanes[lane];
         error!(
