@@ -1,7 +1,5 @@
-//! Reading a request's body within its limits, and getting rid of what is left of one that was refused.
+//! Reading a request's body within its limits.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +9,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::budget::Reservation;
 use super::refusal::{Refusal, Unavailable};
-
-/// How much of a refused body is read and thrown away so that its sender, who may write all of it before reading, gets to see the answer
-/// instead of a reset. Twice the default `ingress.body_max`.
-pub const DRAIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// The least rate at which a body has to come, once half of `ingress.deadline` is over since its head was there. In that half nothing need come: at
 /// the default it is 0.9 s, and a lost packet costs 0.2 s, lost again 0.4 s more. At this rate an ordinary body of 16 KiB takes 0.5 s. So a stranger
@@ -95,34 +89,5 @@ impl Collected {
 impl AsRef<[u8]> for Collected {
     fn as_ref(&self) -> &[u8] {
         if self.all.is_empty() { &self.first } else { &self.all }
-    }
-}
-
-/// What is left of a refused request's body. While it is polled, hyper goes on reading; when it is dropped early, hyper closes.
-pub struct Leftover {
-    incoming: Incoming,
-    bytes_left: u64,
-}
-
-impl Leftover {
-    pub fn new(incoming: Incoming) -> Self {
-        Self { incoming, bytes_left: DRAIN_BYTES_MAX }
-    }
-
-    /// Ready once there is nothing more to read, or no more is going to be read.
-    pub fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                    if length > self.bytes_left {
-                        return Poll::Ready(());
-                    }
-                    self.bytes_left -= length;
-                }
-                Poll::Ready(None | Some(Err(_))) => return Poll::Ready(()),
-            }
-        }
     }
 }

@@ -12,11 +12,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::door::{Door, Keep};
 use super::framing::Framing;
-use super::registry::{Order, Phase, Watched, lock};
+use super::registry::{Order, Phase, Watched};
 
 /// The least that hyper takes for its buffer.
 const BUFFER_BYTES_MIN: usize = 8 * 1024;
@@ -71,7 +70,6 @@ where
             if is_finishing && watched.is_waiting() {
                 return Poll::Ready(None); // For hyper an empty line before the first request is one under way.
             }
-            poll_leftover(watched, cx);
             let order = ready!(watched.poll_order(cx));
             // A head that was late may have become a whole request while the order was on its way. That one is answered.
             if watched.obeys(order) {
@@ -107,18 +105,8 @@ pub async fn is_spoken_to(stream: &TcpStream, watched: &Watched) -> bool {
     .await
 }
 
-/// Throws away what is left of a refused body. Once it is dropped, hyper goes on to the next request, or closes.
-fn poll_leftover(watched: &Watched, cx: &mut Context<'_>) {
-    let mut leftover = lock(&watched.leftover);
-    if leftover.as_mut().is_some_and(|leftover| leftover.poll_drained(cx).is_ready()) {
-        *leftover = None;
-        if watched.phase() == Phase::Drain {
-            watched.await_next(Instant::now());
-        }
-    }
-}
-
-/// Reads until the peer closes too. To close with bytes unread would send a reset, which can destroy the answer on its way.
+/// Reads until the peer closes too, who may still be sending the body of a refused request. To close with bytes unread would send a reset, which can
+/// destroy the answer on its way.
 async fn linger<S: AsyncRead + Unpin>(stream: &mut S, watched: &Watched) {
     poll_fn(|cx| {
         // In here it is on the stack; outside, each connection would carry it along for life.

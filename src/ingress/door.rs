@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderValue};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
-use hyper::{Method, Request};
+use hyper::{Method, Request, Version};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::body::{self, DRAIN_BYTES_MAX, Leftover};
+use super::body;
 use super::budget::Budget;
 use super::connection::Malformed;
 use super::refusal::{Answer, Refusal, Unavailable, accepted};
@@ -168,26 +168,28 @@ impl<K: Keep> Door<K> {
         }
     }
 
-    /// Answers one request, whatever happens to it, within the deadline from its first byte.
+    /// Answers one request, whatever happens to it, within the deadline from its first byte. Only a newly accepted event keeps the connection.
     pub async fn answer(&self, connection: &Watched, request: Request<Incoming>) -> Answer {
         let first_byte = connection.request_began();
         let (head, body) = request.into_parts();
         let deadline = first_byte + self.limits.deadline;
         let mut arrival = Arrival { head, body, deadline, account: None };
         let taken_in = self.take_in(connection, &mut arrival).await;
-        let (answer, leftover) = match &taken_in {
-            // The very same request again proves nothing: anybody who captured it can send it. So it is the last on its connection.
-            Ok(receipt) if receipt.duplicate => (last(accepted(receipt)), None),
-            Ok(receipt) => (accepted(receipt), None),
-            Err(refusal) => {
-                let (leftover, is_last) = rest_of(arrival.body, &arrival.head, *refusal);
-                (if is_last { last(refusal.answer()) } else { refusal.answer() }, leftover)
-            }
+        let mut answer = match &taken_in {
+            Ok(receipt) => accepted(receipt),
+            Err(refusal) => refusal.answer(),
         };
-        let answer = if self.stopping.answers_close.load(Ordering::Relaxed) { last(answer) } else { answer };
+        let keeps_connection = matches!(&taken_in, Ok(receipt) if !receipt.duplicate)
+            && has_one_length(&arrival.head)
+            && !self.stopping.answers_close.load(Ordering::Relaxed);
+        // Otherwise hyper adds `keep-alive` for a sender of HTTP/1.0 that asks for it, whatever we say.
+        *answer.version_mut() = arrival.head.version;
+        if !keeps_connection {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let now = Instant::now();
         self.tally.count(arrival.account.as_ref(), &taken_in, now - first_byte);
-        connection.answered(leftover, now);
+        connection.await_next(now);
         answer
     }
 
@@ -202,31 +204,18 @@ impl<K: Keep> Door<K> {
     }
 }
 
-/// Says that no further answer follows on the connection.
-fn last(mut answer: Answer) -> Answer {
-    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    answer
+/// Whether the request's body has the length that one header says. A proxy may see the end of any other request elsewhere. If the connection went on
+/// behind that, or behind bytes of a stranger or of somebody who replays a captured request, these could stand before another sender's request on a
+/// connection that a proxy shares among its clients. A repeated equal length reaches us as one.
+fn has_one_length(head: &Parts) -> bool {
+    head.version == Version::HTTP_11
+        && head.headers.contains_key(CONTENT_LENGTH)
+        && !head.headers.contains_key(TRANSFER_ENCODING)
 }
 
 /// Another program may see the request end elsewhere; see [`super::framing`].
 fn unambiguous(connection: &Watched) -> Result<(), Refusal> {
     if connection.is_ambiguous() { Err(Refusal::BadRequest) } else { Ok(()) }
-}
-
-/// What becomes of the rest of a refused request's body, and whether the answer is the last on its connection.
-fn rest_of(body: Incoming, head: &Parts, refusal: Refusal) -> (Option<Leftover>, bool) {
-    if body.is_end_stream() {
-        return (None, refusal == Refusal::BadRequest);
-    }
-    // Who asked before sending, and is refused, may or may not send; what comes next on this connection cannot be known.
-    let asked_first = head.headers.contains_key(EXPECT);
-    let is_given_up =
-        matches!(refusal, Refusal::BadRequest | Refusal::TooSlow | Refusal::Unavailable(Unavailable::ShuttingDown));
-    if asked_first || is_given_up {
-        return (None, true);
-    }
-    let is_too_long = body.size_hint().lower() > DRAIN_BYTES_MAX;
-    (Some(Leftover::new(body)), is_too_long)
 }
 
 /// What is kept of a verified request. Should reading its body panic, the request is kept as it came: it is genuine, and ours is the fault.

@@ -289,7 +289,7 @@ impl<K: Keep> Finishing<K> {
         let registry = Arc::clone(&self.door.registry);
         if timeout(STOP_GRACE, registry.done()).await.is_err() {
             self.door.stopping.cut_bodies();
-            registry.order_all(Order::Drop, &[Phase::Handshake, Phase::Silent, Phase::Head, Phase::Drain]);
+            registry.order_all(Order::Drop, &[Phase::Handshake, Phase::Silent, Phase::Head]);
             registry.order_all(Order::Finish, &[Phase::Idle]);
             if timeout(self.patience.deadline, registry.done()).await.is_err() {
                 info!("connections whose peers do not take their answers are cut off");

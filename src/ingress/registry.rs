@@ -11,7 +11,6 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::body::Leftover;
 use crate::metrics::EVICTED_KINDS;
 
 /// What a connection is doing.
@@ -30,8 +29,6 @@ pub enum Phase {
     Body,
     /// A request is whole: judged, kept, answered, within its deadline.
     Request,
-    /// Answered, and what is left of the refused request's body is thrown away.
-    Drain,
     /// Our side is closed; what the peer still sends is thrown away.
     Linger,
 }
@@ -44,22 +41,14 @@ impl Phase {
             Self::Idle | Self::Linger => 1,
             Self::Head => 2,
             // A request that is whole is never evicted.
-            Self::Body | Self::Drain | Self::Request => 3,
+            Self::Body | Self::Request => 3,
             Self::Handshake => 4,
         }
     }
 }
 
-const PHASES: [Phase; 8] = [
-    Phase::Handshake,
-    Phase::Silent,
-    Phase::Idle,
-    Phase::Head,
-    Phase::Body,
-    Phase::Request,
-    Phase::Drain,
-    Phase::Linger,
-];
+const PHASES: [Phase; 7] =
+    [Phase::Handshake, Phase::Silent, Phase::Idle, Phase::Head, Phase::Body, Phase::Request, Phase::Linger];
 
 /// What a connection is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,8 +69,6 @@ pub struct Patience {
     pub idle: Duration,
 }
 
-/// A peer that reads an answer needs a round trip, not more.
-const LINGER: Duration = Duration::from_secs(1);
 /// With so many on their way out to make room, further ones are cut off: half of the descriptors that are kept for others.
 const LEAVING_MAX: usize = 128;
 /// With so many told to go and not gone, which happens only where newcomers take all the processors' time, newcomers wait: each that is told to
@@ -93,8 +80,7 @@ impl Patience {
     fn overdue(&self, phase: Phase, age: Duration) -> Option<Order> {
         let (limit, order) = match phase {
             Phase::Silent | Phase::Idle => (self.idle, Order::Finish),
-            Phase::Handshake | Phase::Head | Phase::Drain => (self.deadline, Order::Drop),
-            Phase::Linger => (LINGER, Order::Drop),
+            Phase::Handshake | Phase::Head | Phase::Linger => (self.deadline, Order::Drop),
             Phase::Body | Phase::Request => return None,
         };
         (age >= limit).then_some(order)
@@ -114,7 +100,7 @@ const CHOSEN_MAX: usize = 128;
 fn dispensability(phase: Phase, age: Duration, is_proved: bool) -> Option<u8> {
     let rank = match phase {
         Phase::Silent | Phase::Idle | Phase::Linger => 0,
-        Phase::Handshake | Phase::Head | Phase::Drain => 1,
+        Phase::Handshake | Phase::Head => 1,
         Phase::Body => 2,
         Phase::Request => return None,
     };
@@ -159,7 +145,6 @@ pub struct Watched {
     ambiguous_from: AtomicU32,
     order: AtomicU8,
     waker: Mutex<Option<Waker>>,
-    pub leftover: Mutex<Option<Leftover>>,
 }
 
 const PHASE_SHIFT: u32 = 56;
@@ -178,7 +163,6 @@ impl Watched {
             ambiguous_from: AtomicU32::new(u32::MAX),
             order: AtomicU8::new(0),
             waker: Mutex::new(None),
-            leftover: Mutex::new(None),
         }
     }
 
@@ -262,16 +246,6 @@ impl Watched {
 
     fn is_proved_at(&self, now: Instant) -> bool {
         self.age_at(now) < self.proved_until.load(Ordering::Relaxed)
-    }
-
-    /// The answer is made. With `leftover`, the rest of the request's body is still to come, and has the request's deadline.
-    pub fn answered(&self, leftover: Option<Leftover>, now: Instant) {
-        if leftover.is_some() {
-            self.set(Phase::Drain, self.get().1);
-        } else {
-            self.await_next(now);
-        }
-        *lock(&self.leftover) = leftover;
     }
 
     /// Nothing is left of a request. The next one may have begun: its first bytes can come with the last ones of this, and then no read tells of them.
@@ -390,7 +364,7 @@ impl Open {
     }
 
     /// Tells the most dispensable one to go; it no longer counts. Gives what it was doing; `None` if every one has a request under way. One that
-    /// is dismissed politely still takes a descriptor until its peer has closed too, or [`LINGER`] is over.
+    /// is dismissed politely still takes a descriptor until its peer has closed too, or the deadline is over.
     fn dismiss_one(&mut self, connections_max: usize, politely: bool) -> Option<Phase> {
         let watched = self.next_chosen(connections_max)?;
         let phase = watched.phase();

@@ -4,6 +4,7 @@ mod accept;
 mod again;
 mod bodies;
 mod canary;
+mod connections;
 mod journal;
 mod keys;
 mod memory;

@@ -111,6 +111,7 @@ impl Client {
         let status_line = self.line()?;
         let status = status_line
             .strip_prefix("HTTP/1.1 ")
+            .or_else(|| status_line.strip_prefix("HTTP/1.0 "))
             .and_then(|rest| rest.get(..3)?.parse().ok())
             .ok_or_else(|| invalid(&status_line))?;
         let mut headers = Vec::new();

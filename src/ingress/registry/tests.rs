@@ -24,11 +24,10 @@ fn each_phase_has_its_patience() {
     check(Phase::Head, 1799, None);
     check(Phase::Head, 1800, Some(Order::Drop));
     check(Phase::Handshake, 1800, Some(Order::Drop));
-    check(Phase::Drain, 1800, Some(Order::Drop));
     check(Phase::Idle, 619_999, None);
     check(Phase::Idle, 620_000, Some(Order::Finish));
     check(Phase::Silent, 620_000, Some(Order::Finish));
-    check(Phase::Linger, 1000, Some(Order::Drop));
+    check(Phase::Linger, 1800, Some(Order::Drop));
     check(Phase::Request, u64::MAX / 2, None);
 }
 
@@ -47,7 +46,7 @@ fn the_first_byte_begins_the_head_and_an_empty_line_does_not() {
     assert_eq!(watched.phase(), Phase::Body, "a body's bytes begin nothing");
     watched.read_whole();
     assert_eq!(watched.get(), (Phase::Request, first_byte));
-    watched.answered(None, Instant::now());
+    watched.await_next(Instant::now());
     assert_eq!(watched.phase(), Phase::Idle);
 }
 
