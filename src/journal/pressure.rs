@@ -112,7 +112,7 @@ impl Turns {
     }
 }
 
-/// The second of three numbers, nanoseconds: https://docs.kernel.org/scheduler/sched-stats.html.
+/// The second of three numbers, nanoseconds: <https://docs.kernel.org/scheduler/sched-stats.html>.
 fn waited(file: &File) -> Option<Duration> {
     let mut text = [0; 64];
     let length = file.read_at(&mut text, 0).ok()?;

@@ -128,7 +128,7 @@ impl Breaks {
 /// Sees a producer that will never connect again. A cluster that answers a question for topics without naming a broker, as one does whose brokers
 /// are all fenced for a moment, has librdkafka remove every broker it knows. By its source, that answer may also cancel the order to begin again
 /// with those it was given, which it believes to be under way from then on. Seen here with 2.12.1; 2.13.0 has it too, 2.11.1 has not:
-/// https://github.com/confluentinc/librdkafka/issues/5301.
+/// <https://github.com/confluentinc/librdkafka/issues/5301>.
 #[derive(Default)]
 pub struct Stranding {
     desertions: AtomicU32,
